@@ -1,0 +1,12 @@
+"""What does quantizing cost, and what does it yield?"""
+
+import pytest
+
+from bitgate.measure.quantization import quantization
+
+
+@pytest.mark.workload("quantize")
+def test_quantize(cell, base, execution, shelf, benchmark, gate):
+    """Time to quantize; bytes on disk and in memory beside those predicted from shapes alone;
+    the saved file gives the same logits."""
+    gate.decide(benchmark, quantization(base.module, cell.recipe, execution, shelf.keep))

@@ -1,0 +1,1 @@
+"""Bitgate decides whether a quantized model is still good enough."""

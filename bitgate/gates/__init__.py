@@ -1,0 +1,1 @@
+"""From `thresholds.toml` over rules and intervals to verdicts."""

@@ -1,0 +1,1 @@
+"""Runs on disk: what one case yields, and reading runs back."""

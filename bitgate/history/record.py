@@ -1,0 +1,112 @@
+"""What one case yields, and its summary in pytest-benchmark's `extra_info` (docs/schema.md)."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from bitgate.catalog import Case, Execution, TextWorkload
+from bitgate.gates.verdict import Verdict
+from bitgate.metric import Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 1
+PACKAGES = ("bitgate", "torch", "transformers", "hqq", "numpy", "gemlite")
+#: from bad to good: a case is as good as its worst verdict
+OUTCOMES = ("fail", "inconclusive", "expected-fail", "pass")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case that was measured, or `note` says why it was not."""
+
+    case: Case
+    execution: Execution | None
+    metrics: list[Metric]
+    verdicts: list[Verdict]
+    items: Mapping[str, np.ndarray] = field(default_factory=dict)
+    looks: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """The worst verdict; `recorded` where no rule applies."""
+        if self.execution is None:
+            return "inconclusive"
+        found = {verdict.outcome for verdict in self.verdicts}
+        return next((outcome for outcome in OUTCOMES if outcome in found), "recorded")
+
+    def record(self) -> dict[str, Any]:
+        """JSON, at most a few KB."""
+        assert self.execution is not None
+        recipe = self.case.cell.recipe
+        return {
+            "schema": SCHEMA,
+            "case": self.case.key,
+            "cadence": self.case.cadence,
+            "model": self.case.cell.model.name,
+            "recipe": {**recipe.model_dump(mode="json", exclude_defaults=True), "name": recipe.name},
+            "workload": _workload(self.case),
+            "execution": asdict(self.execution),
+            "metrics": {metric.name: metric.record() for metric in self.metrics},
+            "verdicts": [
+                {"metric": v.metric, "outcome": v.outcome, "gate": v.rule.gate, "text": v.text}
+                for v in self.verdicts
+            ],
+            "outcome": self.outcome,
+            "looks": self.looks,
+            "seconds": self.seconds,
+            "versions": versions(),
+            "commit": commit(),
+        }
+
+
+def not_measured(case: Case, why: str) -> Result:
+    """A case that the run had no room for."""
+    return Result(case, None, [], [], note=why)
+
+
+def _workload(case: Case) -> dict[str, Any]:
+    workload = case.workload
+    if isinstance(workload, TextWorkload):
+        protocol = workload.dataset.model_dump(
+            mode="json", include={"tokens", "tokens_limit", "window", "stride", "bos", "seed"}
+        )
+        return {"kind": workload.kind, "name": workload.name, **protocol}
+    return workload.model_dump(mode="json")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of everything that can change a figure."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """The revision of the checkout that measures, `+` if it has changes; None without git."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""What is measured: one module per quantity. Nothing here knows a bound."""

@@ -1,0 +1,52 @@
+"""The pytest side of Bitgate: `-p bitgate.plugin`, or `pytest_plugins` in a root conftest.py.
+
+Hooks and fixtures are thin; the work is in the module that each is imported from.
+"""
+
+from bitgate.plugin.cells import (
+    pytest_collection_modifyitems,
+    pytest_generate_tests,
+)
+from bitgate.plugin.fixtures import (
+    base,
+    case,
+    cell,
+    execution,
+    gate,
+    quantized,
+    shelf,
+    text,
+    workload,
+)
+from bitgate.plugin.options import pytest_addoption
+from bitgate.plugin.session import (
+    pytest_configure,
+    pytest_report_header,
+    pytest_runtest_protocol,
+    pytest_runtest_setup,
+    pytest_sessionfinish,
+    pytest_sessionstart,
+    pytest_terminal_summary,
+)
+
+__all__ = [
+    "base",
+    "case",
+    "cell",
+    "execution",
+    "gate",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_generate_tests",
+    "pytest_report_header",
+    "pytest_runtest_protocol",
+    "pytest_runtest_setup",
+    "pytest_sessionfinish",
+    "pytest_sessionstart",
+    "pytest_terminal_summary",
+    "quantized",
+    "shelf",
+    "text",
+    "workload",
+]

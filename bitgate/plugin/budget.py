@@ -1,0 +1,83 @@
+"""The time that a run may take, divided among its cases by what each has cost before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from time import monotonic
+
+from bitgate.catalog import CatalogError, read_toml
+
+UNKNOWN_COST = 20.0  #: seconds, for a case when nothing has been recorded at all
+
+
+class Budget:
+    """Seconds in all, and the recorded cost of each case in seconds.
+
+    Each case may go on sampling until its share of what is left is used up: its cost over that of
+    all cases still to come. A case is not begun when what is left does not cover its cost.
+    """
+
+    def __init__(self, seconds: float | None, costs: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.costs = costs
+        self.spent: dict[str, float] = {}
+        self._started = monotonic()
+        self._begun = self._started
+        self._waiting: dict[str, None] = {}
+        self._until: float | None = None
+
+    @classmethod
+    def of(cls, seconds: float | None, recorded: Path) -> Budget:
+        """With the costs that are recorded in a TOML file, if there is one."""
+        costs = read_toml(recorded).get("seconds", {})
+        for key, value in costs.items():
+            if not isinstance(value, (int, float)) or value < 0:
+                raise CatalogError(f"{recorded}: seconds.{key}: expected a number of seconds")
+        return cls(seconds, {key: float(value) for key, value in costs.items()})
+
+    @property
+    def minutes(self) -> str:
+        return "no limit" if self.seconds is None else f"{self.seconds / 60:g} min"
+
+    @property
+    def used(self) -> float:
+        return monotonic() - self._started
+
+    def start(self) -> None:
+        self._started = monotonic()
+
+    def plan(self, keys: list[str]) -> None:
+        """These cases will run."""
+        self._waiting = dict.fromkeys(keys)
+
+    def cost(self, key: str) -> float:
+        """What a case has cost; for one that never ran, what is usual."""
+        if key in self.costs:
+            return self.costs[key]
+        return median(self.costs.values()) if self.costs else UNKNOWN_COST
+
+    def refuses(self, key: str) -> bool:
+        """Whether too little is left to begin."""
+        return self.seconds is not None and self.used + self.cost(key) > self.seconds
+
+    def begin(self, key: str) -> None:
+        self._begun = monotonic()
+        if self.seconds is None:
+            return
+        still = sum(self.cost(other) for other in self._waiting) or self.cost(key)
+        share = (self.seconds - self.used) * self.cost(key) / still
+        self._until = self._begun + max(share, 0.0)
+
+    def end(self, key: str) -> None:
+        self.spent[key] = self.cost_so_far()
+        self._waiting.pop(key, None)
+        self._until = None
+
+    def cost_so_far(self) -> float:
+        """Seconds that the case now running has taken, its preparations included."""
+        return monotonic() - self._begun
+
+    def is_over(self) -> bool:
+        """Whether the case now running has used up its share."""
+        return self._until is not None and monotonic() > self._until

@@ -1,0 +1,51 @@
+"""Which cells each benchmark is asked of, and in which order they run."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitgate.catalog import KINDS
+from bitgate.plugin.session import CASE, SESSION, session_of
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for every case of the benchmark's workload that is due."""
+    marker = metafunc.definition.get_closest_marker("workload")
+    if marker is None:
+        return
+    kind = marker.args[0] if marker.args else None
+    if kind not in KINDS:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: workload({kind!r}): there is {', '.join(KINDS)}"
+        )
+    cases = [c for c in session_of(metafunc.config).due().values() if c.kind == kind]
+    metafunc.parametrize("case", [case.key for case in cases], ids=[c.id for c in cases])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the cases of a model, and within it those of a cell, together: each model is loaded
+    once and each cell quantized once."""
+    session = config.stash.get(SESSION, None)
+    if session is None:
+        return
+    due = session.due()
+    models: dict[str, int] = {}
+    cells: dict[str, int] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        case = due.get(callspec.params.get("case", "")) if callspec else None
+        if case is not None:
+            item.stash[CASE] = case
+    for case in due.values():
+        models.setdefault(case.cell.model.name, len(models))
+        cells.setdefault(case.cell.id, len(cells))
+
+    def place(item: pytest.Item) -> tuple[int, int, int]:
+        case = item.stash.get(CASE, None)
+        if case is None:
+            return (-1, 0, 0)
+        return (models[case.cell.model.name], cells[case.cell.id], KINDS.index(case.kind))
+
+    items.sort(key=place)  # stable: everything else stays as pytest ordered it
+    session.budget.plan([item.stash[CASE].key for item in items if CASE in item.stash])

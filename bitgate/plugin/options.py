@@ -1,0 +1,112 @@
+"""Bitgate's command-line options, read once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bitgate.catalog import CADENCES, Cadence
+
+#: minutes that a run may take by default; None is no limit
+BUDGETS: dict[Cadence, float | None] = {"commit": 10, "nightly": 60, "weekly": None}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for."""
+
+    #: which cells are due
+    cadence: Cadence
+    #: seconds that the run may take, or None
+    budget: float | None
+    #: the folder with matrix.toml
+    catalog: Path
+    #: the gates
+    thresholds: Path
+    #: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+    device: str
+    #: threads of quality work on a CPU
+    threads: int
+    #: whether an undecided gate is red
+    fail_inconclusive: bool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bitgate", "gates for quantized models (bitgate)")
+    group.addoption(
+        "--cadence",
+        choices=CADENCES,
+        default="commit",
+        help="Which cells of the matrix are due; slower cadences include faster ones. "
+        "Default: commit.",
+    )
+    group.addoption(
+        "--budget",
+        type=_minutes,
+        default=None,
+        metavar="MINUTES",
+        help="How long the run may take, divided among cells by their recorded cost; an undecided "
+        "gate samples on while its share lasts. Default: 10 for commit, 60 for nightly.",
+    )
+    group.addoption(
+        "--thresholds",
+        default=None,
+        metavar="FILE",
+        help="The gates. Default: thresholds.toml in pytest's rootdir.",
+    )
+    group.addoption(
+        "--catalog",
+        default=None,
+        metavar="DIR",
+        help="Folder of matrix.toml and of your own models.toml, datasets.toml and recipes.toml. "
+        "Default: fixtures in pytest's rootdir.",
+    )
+    group.addoption(
+        "--device",
+        default="auto",
+        help="Where models run: cpu, cuda, cuda:1. Default: an accelerator if there is one.",
+    )
+    group.addoption(
+        "--threads",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Threads on a CPU, where a workload does not say. Default: half of the cores.",
+    )
+    group.addoption(
+        "--fail-inconclusive",
+        action="store_true",
+        help="Fail where a gate stays undecided when its share of the budget is spent.",
+    )
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not minutes > 0:
+        raise ValueError(text)
+    return minutes
+
+
+def read(config: pytest.Config) -> Options:
+    cadence: Cadence = config.getoption("cadence")
+    minutes = config.getoption("budget") or BUDGETS[cadence]
+    return Options(
+        cadence=cadence,
+        budget=None if minutes is None else 60 * minutes,
+        catalog=_path(config, "catalog", "fixtures"),
+        thresholds=_path(config, "thresholds", "thresholds.toml"),
+        device=config.getoption("device"),
+        # more threads than half of the logical cores share their arithmetic units, and on a busy
+        # machine they wait for each other
+        threads=config.getoption("threads") or max(1, (os.cpu_count() or 1) // 2),
+        fail_inconclusive=config.getoption("fail_inconclusive"),
+    )
+
+
+def _path(config: pytest.Config, option: str, default: str) -> Path:
+    """A path given is meant from where pytest was started; a default lies in rootdir."""
+    given = config.getoption(option)
+    return config.invocation_params.dir / given if given else config.rootpath / default

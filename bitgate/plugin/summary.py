@@ -1,0 +1,44 @@
+"""The report at the end of a run, on pytest's terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bitgate.gates.rules import unmatched
+from bitgate.history.runs import latest, records_of
+from bitgate.plugin import benchmark
+from bitgate.plugin.session import Session
+from bitgate.report import terminal
+
+
+def write(reporter: pytest.TerminalReporter, session: Session) -> None:
+    config = reporter.config
+    folder = benchmark.storage_path(config)
+    previous = latest(folder, but=[Path(path) for path in session.saved]) if folder else None
+    reporter.section("bitgate", sep="=", bold=True)
+    reporter.write(
+        terminal.render(
+            session.results,
+            width=max(80, min(reporter._tw.fullwidth, 160)),
+            colour=reporter.hasmarkup,
+        )
+    )
+    for name in unmatched(session.thresholds, session.met):
+        reporter.write_line(f"gate {name!r} met no case of this run", light=True)
+    if previous is not None:
+        changes = terminal.changes(session.results, previous, records_of(previous))
+        for line in changes:
+            reporter.write_line(line)
+    for path in session.saved:
+        reporter.write_line(f"saved {_short(config, path)}, per-item scores beside it (.parquet)")
+    budget = session.budget
+    reporter.write_line(f"{budget.used / 60:.1f} min used, budget {budget.minutes}")
+
+
+def _short(config: pytest.Config, path: str) -> str:
+    try:
+        return str(Path(path).relative_to(config.rootpath))
+    except ValueError:
+        return path

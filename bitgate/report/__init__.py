@@ -1,0 +1,1 @@
+"""What people read: the terminal, later Markdown and HTML."""

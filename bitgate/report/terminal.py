@@ -1,0 +1,184 @@
+"""A run on the terminal: one line per cell, what was missed, what changed since the last run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bitgate.catalog import PhaseWorkload, TextWorkload
+from bitgate.history.record import OUTCOMES, Result
+from bitgate.metric import SPECS, Metric, number
+
+MARKS = {
+    "pass": ("✓ pass", "green"),
+    "recorded": ("· recorded", "dim"),
+    "expected-fail": ("✓ expected fail", "cyan"),
+    "inconclusive": ("? inconclusive", "yellow"),
+    "fail": ("✗ FAIL", "bold red"),
+}
+
+
+def render(results: Sequence[Result], *, width: int, colour: bool) -> str:
+    """The table of cells and the sentences behind every verdict that is not a pass."""
+    console = Console(
+        width=width,
+        force_terminal=colour,
+        no_color=not colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+    )
+    with console.capture() as capture:
+        for table in _tables(results):
+            console.print(table)
+        for line in _reasons(results):
+            console.print(line)
+    return capture.get()
+
+
+def _tables(results: Sequence[Result]) -> Iterator[Table]:
+    """One table per model, one line per cell."""
+    by_model: dict[str, dict[str, list[Result]]] = {}
+    for result in results:
+        cell = result.case.cell
+        by_model.setdefault(cell.model.name, {}).setdefault(cell.recipe.name, []).append(result)
+    for model, cells in by_model.items():
+        columns = [c for c in COLUMNS if any(c.cells(found) for found in cells.values())]
+        table = Table(title=model, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("recipe", no_wrap=True)
+        for column in columns:
+            table.add_column(column.title, justify="right", no_wrap=True)
+        table.add_column("verdict", no_wrap=True)
+        for recipe, found in cells.items():
+            table.add_row(
+                recipe, *("\n".join(c.cells(found)) for c in columns), _worst(found)
+            )
+        yield table
+
+
+class _Column:
+    """A metric of the table: how it is headed and written."""
+
+    def __init__(self, title: str, metric: str, kind: str, write: Any) -> None:
+        self.title = title
+        self.metric = metric
+        self.kind = kind
+        self.write = write
+
+    def cells(self, results: Iterable[Result]) -> list[str]:
+        """One entry per workload that has this metric; several say which is which."""
+        found = [
+            (result, metric)
+            for result in results
+            if result.case.kind == self.kind
+            for metric in result.metrics
+            if metric.name == self.metric
+        ]
+        return [
+            self.write(metric) + (f" {_which(result)}" if len(found) > 1 else "")
+            for result, metric in found
+        ]
+
+
+def _which(result: Result) -> str:
+    workload = result.case.workload
+    return workload.name if isinstance(workload, (TextWorkload, PhaseWorkload)) else ""
+
+
+def _plus_minus(digits: int, scale: float = 1.0) -> Any:
+    """`1.250 ± 0.010`: half the interval's width, as each measurement's asymmetry is small."""
+
+    def write(metric: Metric) -> str:
+        if not metric.finite:
+            return str(metric.value)
+        value, half = scale * metric.value, scale * (metric.high - metric.low) / 2
+        if abs(value) >= 1000:
+            return number(value)
+        return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+    return write
+
+
+COLUMNS = (
+    _Column("MiB", "size_mib", "quantize", lambda m: f"{m.value:.1f}"),
+    _Column("quantize", "quantize_seconds", "quantize", lambda m: f"{m.value:.0f} s"),
+    _Column("perplexity", "perplexity", "perplexity", lambda m: number(m.value)),
+    _Column("ratio to base", "perplexity_ratio", "perplexity", _plus_minus(3)),
+    _Column("KL, nat", "kl_divergence", "perplexity", _plus_minus(3)),
+    _Column("same top-1, %", "top1_agreement", "perplexity", _plus_minus(1, 100)),
+    _Column("decode ×", "speedup", "decode", _plus_minus(2)),
+    _Column("tok/s", "tokens_per_second", "decode", lambda m: f"{m.value:.1f}"),
+    _Column("prefill ×", "speedup", "prefill", _plus_minus(2)),
+)
+
+
+def _worst(results: Iterable[Result]) -> Text:
+    outcomes = {result.outcome for result in results}
+    mark, style = MARKS[next((o for o in OUTCOMES if o in outcomes), "recorded")]
+    return Text(mark, style)
+
+
+def _reasons(results: Iterable[Result]) -> Iterator[Text]:
+    """What the verdicts that are not a pass say, the worst first."""
+    lines: list[tuple[int, Text]] = []
+    for result in results:
+        if result.note:
+            lines.append((1, _line("inconclusive", result, result.note)))
+        lines += [
+            (OUTCOMES.index(verdict.outcome), _line(verdict.outcome, result, verdict.text))
+            for verdict in result.verdicts
+            if verdict.outcome != "pass"
+        ]
+    return (text for _, text in sorted(lines, key=lambda line: line[0]))
+
+
+def _line(outcome: str, result: Result, why: str) -> Text:
+    mark, style = MARKS[outcome]
+    return Text.assemble((mark, style), f" {result.case.key}: {why}")
+
+
+def changes(
+    results: Sequence[Result], path: Path, before: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """What is different from an earlier run: exact values at all, others beyond both intervals.
+
+    Absolute times are left out: they are not comparable between runs.
+    """
+    lines, compared = [], 0
+    for result in results:
+        old = before.get(result.case.key)
+        if old is None or result.execution is None:
+            continue
+        for metric in result.metrics:
+            was = old["metrics"].get(metric.name)
+            if was is None or metric.spec.unit in NOT_COMPARABLE:
+                continue
+            compared += 1
+            if _differs(metric, was):
+                lines.append(f"  {result.case.key}: {_change(metric, was)}")
+    new = [r.case.key for r in results if r.execution is not None and r.case.key not in before]
+    head = f"since {path.stem}: {len(lines)} of {compared} metrics changed beyond their intervals"
+    if new:
+        head += f", {len(new)} new"
+    return [head, *lines]
+
+
+NOT_COMPARABLE = ("s", "ms", "token/s")
+
+
+def _differs(metric: Metric, was: Mapping[str, Any]) -> bool:
+    if metric.interval is None or was["interval"] == "exact":
+        return bool(metric.value != was["value"])
+    return bool(metric.low > was["interval"]["high"] or metric.high < was["interval"]["low"])
+
+
+def _change(metric: Metric, was: Mapping[str, Any]) -> str:
+    better = SPECS[metric.name].better
+    up = metric.value > was["value"]
+    word = "" if better == "neither" else " better" if up == (better == "higher") else " worse"
+    relative = f" ({metric.value / was['value'] - 1:+.1%})" if was["value"] else ""
+    return f"{metric.name} {number(was['value'])} -> {number(metric.value)}{relative}{word}"

@@ -1,0 +1,69 @@
+"""Whether a model fits, said before any of its weights is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitgate.sources.architecture import skeleton
+from bitgate.sources.errors import SourceError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+HEADROOM = 1.15  #: of the weights: activations, a key-value cache, temporary copies
+_CGROUPS = (  # limit, usage, and the file whose `inactive_file` the kernel takes back on demand
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
+
+def check_fits(
+    config: PreTrainedConfig, dtype: torch.dtype, device: str, headroom: float = HEADROOM
+) -> None:
+    """Raise a SourceError with the arithmetic if the model needs more memory than there is."""
+    parameters = count_parameters(config)
+    needed = int(parameters * dtype.itemsize * headroom)
+    available = available_memory(device)
+    if needed > available:
+        raise SourceError(
+            f"does not fit in the memory of {device}: {parameters:,} parameters x "
+            f"{dtype.itemsize} bytes ({dtype}) x {headroom:g} headroom = {_gib(needed)} needed, "
+            f"{_gib(available)} available. Free memory, choose a smaller dtype or another device"
+        )
+
+
+def count_parameters(config: PreTrainedConfig) -> int:
+    """The number of parameters, tied ones once, from the shapes alone."""
+    return sum(parameter.numel() for parameter in skeleton(config).parameters())
+
+
+def available_memory(device: str) -> int:
+    """Bytes that a process could still allocate there without swapping."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit = _cgroup_available()
+    return available if limit is None else min(available, limit)
+
+
+def _cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's limit leaves; None without a limit."""
+    for limit, usage, statistics in _CGROUPS:
+        try:
+            limited = int((root / limit).read_text())
+            used = int((root / usage).read_text())
+            stat = dict(line.split() for line in (root / statistics).read_text().splitlines())
+        except (OSError, ValueError):  # no such controller, or the limit is "max"
+            continue
+        return max(0, limited - used + int(stat.get("inactive_file", 0)))
+    return None
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
