@@ -19,7 +19,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             f"{metafunc.definition.nodeid}: workload({kind!r}): there is {', '.join(KINDS)}"
         )
     cases = [c for c in session_of(metafunc.config).due().values() if c.kind == kind]
-    metafunc.parametrize("case", [case.key for case in cases], ids=[c.id for c in cases])
+    keys = [case.key for case in cases]
+    metafunc.parametrize("case", keys, ids=[case.id for case in cases], indirect=True)
 
 
 @pytest.hookimpl(trylast=True)

@@ -49,7 +49,7 @@ def once(area: str, *key: str | int, build: Callable[[Path], None], label: str) 
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(_lock_of(final), label):
             if not final.is_dir():  # another process may have built it while this one waited
-                _sweep(folder)
+                _sweep(folder, but=_temporary_of(final))
                 _build(final, build)
         return final
 
@@ -78,9 +78,9 @@ def _build(final: Path, build: Callable[[Path], None]) -> None:
         raise
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(folder: Path, but: Path) -> None:
     """Remove temporary folders whose builders died: those whose lock nobody holds."""
-    for temporary in folder.glob("*.tmp"):
+    for temporary in set(folder.glob("*.tmp")) - {but}:
         lock = filelock.FileLock(_lock_of(temporary.with_suffix("")), timeout=0)
         with suppress(filelock.Timeout), lock:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -138,5 +138,6 @@ def _disk_full_message() -> str:
     free = shutil.disk_usage(cache).free
     return (
         f"the disk is full: {free / 2**20:,.0f} MiB are free where the cache is, {cache}, now that "
-        f"the partial files are gone, and more is needed. Make room there, or set {ENVIRONMENT_VARIABLE} to a directory on a larger disk"
+        "the partial files are gone, and more is needed. Make room there, or set "
+        f"{ENVIRONMENT_VARIABLE} to a directory on a larger disk"
     )

@@ -27,7 +27,6 @@ from bitgate.sources.errors import SourceError
 from bitgate.sources.progress import track
 
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
-_NOTHING_FREE = 1 << 20
 _UNREACHABLE = re.compile(
     r"Retrying \(|connection error|NewConnectionError|ProxyError|SSLError|Max retries exceeded"
     r"|Name or service not known|name resolution|Network is unreachable|timed out"
@@ -55,6 +54,7 @@ def _download(source: PackageSource, work: Path, label: str) -> Path:
     downloads = work / "downloads"
     command = [*_pip_download(source), "--dest", str(downloads), _requirement(source)]
     output: list[str] = []
+    room = shutil.disk_usage(work).free
     with (
         track(f"{label}: download {source.package} {source.version}", unit="B") as task,
         subprocess.Popen(
@@ -79,7 +79,7 @@ def _download(source: PackageSource, work: Path, label: str) -> Path:
             pip.kill()
             raise
     if pip.returncode:
-        raise _explain(source, "\n".join(output), shutil.disk_usage(work).free)
+        raise _explain(source, "\n".join(output), scarce=room < 2 * (task.total or 0))
     return next(downloads.iterdir())
 
 
@@ -127,13 +127,13 @@ def _pip_version() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _explain(source: PackageSource, output: str, free: int) -> Exception:
+def _explain(source: PackageSource, output: str, scarce: bool) -> Exception:
     """The error for a pip that failed; a full disk is an OSError, for whoever owns the disk.
 
-    pip takes a disk that fills up during a download for a connection that breaks, so what is still
-    `free` has a say.
+    pip takes a disk that fills up during a download for a connection that breaks, and it writes
+    twice what it downloads; `scarce` says that there was less room than that.
     """
-    if "No space left on device" in output or free < _NOTHING_FREE:
+    if "No space left on device" in output or (scarce and "Connection interrupted" in output):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = "\n".join(f"    {line}" for line in output.splitlines()[-12:])
     wanted = _requirement(source)

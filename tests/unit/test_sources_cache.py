@@ -121,7 +121,8 @@ def test_two_processes_build_once(tmp_path):
     assert "waiting for another process" in outputs[0][1] + outputs[1][1]
 
 
-def test_what_a_killed_process_left_is_swept(cache):
+@pytest.mark.parametrize("key", ["old", "new"])
+def test_what_a_killed_process_left_is_swept(cache, key):
     code = """
 import os, signal
 from bitgate.sources.cache import once
@@ -132,7 +133,7 @@ once("area", "old", build=build, label="x")
 """
     subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert leftovers(cache) != []
-    once("area", "new", build=write, label="x")
+    once("area", key, build=write, label="x")
     assert leftovers(cache) == []
 
 

@@ -163,15 +163,15 @@ def test_no_pip(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("output", "free"),
+    ("output", "scarce"),
     [
-        ("ERROR: Could not install packages due to an OSError: No space left on device", 2**30),
-        ("WARNING: Connection interrupted while downloading.", 4096),
+        ("ERROR: Could not install packages due to an OSError: No space left on device", False),
+        ("WARNING: Connection interrupted while downloading.", True),
     ],
 )
-def test_a_full_disk_that_pip_meets_is_the_caches_to_explain(output, free):
+def test_a_full_disk_that_pip_meets_is_the_caches_to_explain(output, scarce):
     def build(folder):
-        raise package._explain(source(), output, free)
+        raise package._explain(source(), output, scarce)
 
     with pytest.raises(SourceError, match="disk is full"):
         once("area", "key", build=build, label="model tiny")

@@ -37,7 +37,6 @@ from bitgate.gates.thresholds import (
     load,
 )
 
-
 TEXT = Dataset(name="wiki", source=LocalSource(kind="local", path=Path("wiki")), format="plain")
 DECODE = PhaseWorkload(kind="decode", name="b1")
 CPU = Execution(device="cpu", dtype="bfloat16", threads=1, kernel="cpu-int4")
