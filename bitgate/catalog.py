@@ -349,13 +349,19 @@ def _rank(cadence: Cadence) -> int:
     return CADENCES.index(cadence)
 
 
+SHOWN = 12  #: names in an error before it says how many more there are
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...?`, or the whole list: the remedy in an error about a name."""
+    """`did you mean ...?`, or what there is: the remedy in an error about a name."""
     from difflib import get_close_matches
 
     names = sorted(known)
     close = get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there is {', '.join(names) or 'none'}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(names[:SHOWN]) or "none"
+    return f"there is {shown}" + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
 
 
 # --- reading -------------------------------------------------------------------------------

@@ -53,7 +53,10 @@ class Result:
             "case": self.case.key,
             "cadence": self.case.cadence,
             "model": self.case.cell.model.name,
-            "recipe": {**recipe.model_dump(mode="json", exclude_defaults=True), "name": recipe.name},
+            "recipe": {
+                **recipe.model_dump(mode="json", exclude_defaults=True),
+                "name": recipe.name,
+            },
             "workload": _workload(self.case),
             "execution": asdict(self.execution),
             "metrics": {metric.name: metric.record() for metric in self.metrics},

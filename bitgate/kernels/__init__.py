@@ -1,13 +1,12 @@
 """The kernels that execute packed weights, and the choice among them.
 
-A kernel module has two functions: `accepts(shape, weight)` says why it cannot take a layer (or
-None), and `pack(weight, bias)` returns the module that executes it. `dequantize` is the reference:
-it is the quantization method's own layer, so it has no module here.
+A kernel is a module with the names of `Kernel` below. `dequantize` is the reference: it is the
+quantization method's own layer, so it has no module here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Protocol
 
@@ -43,16 +42,15 @@ class Kernel(Protocol):
 
 def kernel(name: str) -> Kernel:
     """The kernel module called `name`."""
-    return import_module(KERNELS[name][0])  # type: ignore[return-value]
+    return import_module(KERNELS[name][0])
 
 
-def choose(wanted: str, device: str, groupings: Iterable[Grouping]) -> str:
-    """The kernel that serves all layers on `device`.
+def choose(wanted: str, device: str, layers: Mapping[str, Grouping]) -> str:
+    """The kernel that serves all layers, given by name, on `device`.
 
     `auto` takes the first packed kernel made for the device that takes every layer, else the
     reference. A kernel forced by name that cannot serve is an error: never a silent fallback.
     """
-    layers = list(groupings)
     device_type = device.split(":")[0]
     if wanted == REFERENCE:
         return REFERENCE
@@ -61,11 +59,13 @@ def choose(wanted: str, device: str, groupings: Iterable[Grouping]) -> str:
             raise KernelError(f"no kernel is called {wanted!r}; there is {', '.join(NAMES)}")
         if device_type not in KERNELS[wanted][1]:
             raise KernelError(f"kernel {wanted} does not run on {device}")
-        for grouping in layers:
+        for name, grouping in layers.items():
             if reason := kernel(wanted).refuses(grouping):
-                raise KernelError(f"kernel {wanted} cannot take a layer {grouping}: {reason}")
+                raise KernelError(f"kernel {wanted} cannot take {name}, {grouping}: {reason}")
         return wanted
     for name, (_, devices) in KERNELS.items():
-        if device_type in devices and all(kernel(name).refuses(g) is None for g in layers):
+        if device_type in devices and all(
+            kernel(name).refuses(grouping) is None for grouping in layers.values()
+        ):
             return name
     return REFERENCE

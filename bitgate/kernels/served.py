@@ -23,6 +23,10 @@ class Served(Protocol):
         """How many tokens there are."""
         ...
 
+    def memory_bytes(self) -> int:
+        """Bytes of everything that it keeps in memory to serve."""
+        ...
+
     def logits(self, tokens: Tensor) -> Tensor:
         """tokens int64 [batch, length] -> logits [batch, length, vocabulary]."""
         ...
@@ -67,6 +71,9 @@ class TorchServed:
     @property
     def vocabulary(self) -> int:
         return int(self.module.config.vocab_size)
+
+    def memory_bytes(self) -> int:
+        return tensor_bytes(self.module)
 
     def logits(self, tokens: Tensor) -> Tensor:
         import torch

@@ -18,10 +18,10 @@ from bitgate.measure.packing import packed_layers
 from bitgate.metric import Interval, Metric
 
 if TYPE_CHECKING:
-    from bitgate.measure.measurement import Items
     import numpy as np
     from torch import Tensor
 
+    from bitgate.measure.measurement import Items
     from bitgate.sources import Windows
 
 #: enough windows for bootstrap-t, whatever the dataset's `tokens`

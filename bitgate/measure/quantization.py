@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from bitgate.catalog import Execution, Recipe
-from bitgate.kernels.served import TorchServed, tensor_bytes
+from bitgate.kernels.served import Served, tensor_bytes
 from bitgate.measure.measurement import Batch
 from bitgate.measure.packing import packed_layers
 from bitgate.measure.speed import TIME_SPREAD, timed
@@ -19,9 +19,10 @@ from bitgate.metric import Interval, Metric
 from bitgate.quantize import Quantized, method, shapes_of
 
 if TYPE_CHECKING:
-    from bitgate.measure.measurement import Items
     import torch
     from torch import nn
+
+    from bitgate.measure.measurement import Items
 
 MIB = 2**20
 PROBE = 32  #: tokens that are run through the model before it is saved and after it is loaded
@@ -31,7 +32,7 @@ def quantization(
     base: nn.Module,
     recipe: Recipe,
     execution: Execution,
-    keep: Callable[[Quantized], TorchServed],
+    keep: Callable[[Quantized], Served],
 ) -> Quantization:
     """Quantize `base` once; `keep` is given the result, for whoever measures it next, and
     returns it served."""
@@ -48,7 +49,7 @@ class Quantization:
         base: nn.Module,
         recipe: Recipe,
         execution: Execution,
-        keep: Callable[[Quantized], TorchServed],
+        keep: Callable[[Quantized], Served],
     ) -> None:
         self.base = base
         self.recipe = recipe
@@ -70,7 +71,7 @@ class Quantization:
         self.exact = [
             Metric("size_mib", disk / MIB, expected=predicted.disk / MIB),
             Metric(
-                "memory_mib", tensor_bytes(served.module) / MIB, expected=predicted.memory / MIB
+                "memory_mib", served.memory_bytes() / MIB, expected=predicted.memory / MIB
             ),
             Metric("base_size_mib", tensor_bytes(self.base) / MIB),
             Metric("reload_difference", difference),
@@ -78,7 +79,7 @@ class Quantization:
         ]
         yield Batch([seconds], {"seconds": [seconds], "cpu_seconds": [cpu]})
 
-    def _reload(self, quantized: Quantized, served: TorchServed) -> tuple[int, float]:
+    def _reload(self, quantized: Quantized, served: Served) -> tuple[int, float]:
         """Bytes of the saved file, and the largest difference of the logits that it gives."""
         import torch
 

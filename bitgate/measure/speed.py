@@ -12,6 +12,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,12 @@ from bitgate.measure.packing import packed_layers
 from bitgate.metric import Interval, Metric
 
 if TYPE_CHECKING:
-    from bitgate.measure.measurement import Items
     from torch import Tensor
 
+    from bitgate.measure.measurement import Items
+
 SHORTEST_STEP = 0.05  #: seconds
-LEAST_PAIRS = 12
+LEAST_PAIRS = 8
 PAIRS_PER_BATCH = 4
 #: two runs of one thing differ by this much between processes, as a standard deviation of the
 #: logarithm, until it is calibrated for the hardware: 5 to 10 % was seen for paired ratios, 45 %
@@ -106,8 +108,8 @@ class PairedSteps:
             while left >= steps:
                 left -= steps
                 yield (
-                    lambda: _decode(self.base, steps),
-                    lambda: _decode(self.quantized, steps),
+                    partial(_decode, self.base, steps),
+                    partial(_decode, self.quantized, steps),
                     steps * self.workload.batch,
                 )
 
@@ -120,7 +122,7 @@ class PairedSteps:
         for served in (self.base, self.quantized):
             served.prefill(self.prompt, 0)
         fastest = min(
-            timed(lambda s=served: s.prefill(self.prompt, 0))[0]
+            timed(partial(served.prefill, self.prompt, 0))[0]
             for served in (self.base, self.quantized)
         )
         times = max(1, math.ceil(SHORTEST_STEP / fastest))
@@ -131,8 +133,8 @@ class PairedSteps:
 
         while True:
             yield (
-                lambda: read(self.base),
-                lambda: read(self.quantized),
+                partial(read, self.base),
+                partial(read, self.quantized),
                 times * self.prompt.numel(),
             )
 
@@ -143,8 +145,10 @@ class PairedSteps:
             np.asarray(items[key], float) for key in ("base_seconds", "seconds", "tokens")
         )
         ratio = statistics.process_median(np.log(base / own), RATIO_SPREAD, level).exp()
-        per_pass = own / tokens * (
-            self.workload.batch if self.workload.kind == "decode" else self.prompt.numel()
+        per_pass = (
+            own
+            / tokens
+            * (self.workload.batch if self.workload.kind == "decode" else self.prompt.numel())
         )
 
         def widened(name: str, values: Any, scale: float = 1.0) -> Metric:

@@ -10,7 +10,7 @@ from bitgate.catalog import Case, Cell, Execution, Workload
 from bitgate.plugin.session import CASE, session_of
 
 if TYPE_CHECKING:
-    from bitgate.kernels.served import TorchServed
+    from bitgate.kernels.served import Served
     from bitgate.measure.base import BaseModel
     from bitgate.plugin.gate import GateFixture
     from bitgate.plugin.shelf import Shelf
@@ -23,7 +23,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     key = getattr(request, "param", None)
     if key is None and CASE not in request.node.stash:
         raise pytest.UsageError(f"{request.node.nodeid}: mark it with pytest.mark.workload(kind)")
-    return request.node.stash[CASE]
+    found: Case = request.node.stash[CASE]
+    return found
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def base(shelf: Shelf, case: Case, execution: Execution) -> BaseModel:
 
 
 @pytest.fixture
-def quantized(shelf: Shelf, case: Case, execution: Execution) -> TorchServed:
+def quantized(shelf: Shelf, case: Case, execution: Execution) -> Served:
     """The quantized model, served by the kernel that `execution` names."""
     return shelf.quantized(case)
 

@@ -17,8 +17,8 @@ from bitgate.plugin.budget import Budget
 from bitgate.plugin.options import Options
 
 if TYPE_CHECKING:
-    from bitgate.plugin.shelf import Shelf
     from bitgate.history.record import Result
+    from bitgate.plugin.shelf import Shelf
 
 
 class InconclusiveWarning(UserWarning):
@@ -149,5 +149,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     from bitgate.plugin import summary
 
     summary.write(terminalreporter, state)
-
-

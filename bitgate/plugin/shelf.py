@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bitgate.catalog import Case, Cell, Execution, Model, PhaseWorkload, TextWorkload
-from bitgate.kernels.served import TorchServed
+from bitgate.kernels.served import Served
 from bitgate.measure.base import BaseModel
 from bitgate.plugin.options import Options
 from bitgate.quantize import Quantized, method, shapes_of
@@ -27,7 +27,7 @@ class Shelf:
         self._model: tuple[Model, LoadedModel] | None = None
         self._bases: dict[Execution, BaseModel] = {}
         self._cell: tuple[Cell, Quantized] | None = None
-        self._served: dict[Execution, TorchServed] = {}
+        self._served: dict[Execution, Served] = {}
         self._texts: dict[tuple[str, str], Windows] = {}
         self._current: Execution | None = None
 
@@ -63,7 +63,7 @@ class Shelf:
             self._bases[execution] = BaseModel(loaded.module, execution, loaded.fingerprint)
         return self._bases[execution]
 
-    def quantized(self, case: Case) -> TorchServed:
+    def quantized(self, case: Case) -> Served:
         if self._cell is None or self._cell[0] != case.cell:
             self._drop_cell()
             module = self._load(case.cell.model).module
@@ -72,7 +72,7 @@ class Shelf:
             self._cell = case.cell, made
         return self._serve(self._execution(case))
 
-    def keep(self, quantized: Quantized) -> TorchServed:
+    def keep(self, quantized: Quantized) -> Served:
         """Take a cell that was quantized elsewhere, and serve it."""
         self._drop_cell()
         assert self._model is not None
@@ -101,7 +101,7 @@ class Shelf:
             self._model = model, load_model(model, device=self.device, dtype=dtype)
         return self._model[1]
 
-    def _serve(self, execution: Execution) -> TorchServed:
+    def _serve(self, execution: Execution) -> Served:
         assert self._cell is not None
         if execution not in self._served:
             self._served[execution] = self._cell[1].serve(execution)

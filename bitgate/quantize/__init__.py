@@ -69,16 +69,14 @@ class Method(Protocol):
         """The kernel that will serve the recipe on a device."""
         ...
 
-    def predicted_bytes(
-        self, shapes: ModelShapes, recipe: Any, kernel: str, element: int
-    ) -> Size:
+    def predicted_bytes(self, shapes: ModelShapes, recipe: Any, kernel: str, element: int) -> Size:
         """The size from shapes alone; `element` is the bytes of an unquantized number."""
         ...
 
 
 def method(name: str) -> Method:
     """The module of a method."""
-    return import_module(METHODS[name])  # type: ignore[return-value]
+    return import_module(METHODS[name])
 
 
 def recipe_types() -> dict[str, type[Recipe]]:

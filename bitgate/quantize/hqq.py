@@ -130,7 +130,7 @@ def layer_bytes(grouping: Grouping, element: int) -> int:
 
 def kernel(shapes: ModelShapes, recipe: HqqRecipe, device: str) -> str:
     """The kernel that serves every quantized layer on `device`."""
-    return kernels.choose(recipe.kernel, device, groupings(shapes, recipe).values())
+    return kernels.choose(recipe.kernel, device, groupings(shapes, recipe))
 
 
 def predicted_bytes(shapes: ModelShapes, recipe: HqqRecipe, kernel: str, element: int) -> Size:

@@ -48,15 +48,15 @@ def _tables(results: Sequence[Result]) -> Iterator[Table]:
         by_model.setdefault(cell.model.name, {}).setdefault(cell.recipe.name, []).append(result)
     for model, cells in by_model.items():
         columns = [c for c in COLUMNS if any(c.cells(found) for found in cells.values())]
-        table = Table(title=model, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(
+            title=model, title_justify="left", title_style="bold", box=None, pad_edge=False
+        )
         table.add_column("recipe", no_wrap=True)
         for column in columns:
             table.add_column(column.title, justify="right", no_wrap=True)
         table.add_column("verdict", no_wrap=True)
         for recipe, found in cells.items():
-            table.add_row(
-                recipe, *("\n".join(c.cells(found)) for c in columns), _worst(found)
-            )
+            table.add_row(recipe, *("\n".join(c.cells(found)) for c in columns), _worst(found))
         yield table
 
 

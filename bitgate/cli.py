@@ -1,0 +1,155 @@
+"""The `bitgate` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import click
+
+from bitgate import kernels, quantize
+from bitgate.catalog import CADENCES, Case, Catalog, CatalogError, Execution, load, nearest
+from bitgate.gates import rules, thresholds
+from bitgate.gates.thresholds import Thresholds, ThresholdsError
+
+CATALOG = click.option(
+    "--catalog",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("fixtures"),
+    show_default=True,
+    help="Folder of matrix.toml.",
+)
+THRESHOLDS = click.option(
+    "--thresholds",
+    "thresholds_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("thresholds.toml"),
+    show_default=True,
+    help="The gates.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bitgate")
+def main() -> None:
+    """Decide whether quantized models are still good enough.
+
+    Measuring is pytest's: `pytest bench --help` shows its options under "bitgate". This command
+    is for everything around it.
+    """
+
+
+@main.command()
+@CATALOG
+@THRESHOLDS
+@click.option(
+    "--explain",
+    metavar="CELL",
+    help="Which rule holds for each metric of a cell: its id or a glob.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Explain as if run there.")
+def gates(catalog: Path, thresholds_file: Path, explain: str | None, device: str) -> None:
+    """Check thresholds.toml against the whole matrix, and show what holds where.
+
+    \b
+    Examples:
+      bitgate gates
+      bitgate gates --explain llama-smollm2-135m-hqq-w4g64
+      bitgate gates --explain '*w4g64*b1'
+
+    Exit status 0 if the file is sound, 4 if not, as with pytest.
+    """
+    known, ruled = _read(catalog, thresholds_file)
+    if explain is None:
+        _overview(known, ruled)
+    else:
+        _explain(known, ruled, explain, device)
+
+
+def _read(folder: Path, path: Path) -> tuple[Catalog, Thresholds]:
+    try:
+        catalog = load(folder, quantize.recipe_types())
+        ruled = thresholds.load(path)
+        thresholds.check(ruled, catalog.cases(), kernels.DEVICES, kernels.NAMES)
+    except (CatalogError, ThresholdsError) as error:
+        click.echo(f"ERROR: {error}", err=True)
+        sys.exit(4)
+    return catalog, ruled
+
+
+def _overview(catalog: Catalog, ruled: Thresholds) -> None:
+    from rich.table import Table
+
+    table = Table(title=ruled.file, title_justify="left", box=None, pad_edge=False)
+    for column in ("gate", "for", "requires", *CADENCES):
+        table.add_column(column, overflow="fold", justify="right" if column in CADENCES else "left")
+    for gate in ruled.gates:
+        matched = dict.fromkeys(CADENCES, 0)
+        for case in catalog.cases():
+            matched[case.cadence] += any(
+                rule.gate == gate.name
+                for execution in _executions(case, "cpu")
+                for rule in rules.matching(ruled, case, execution)
+            )
+        wanted = ", ".join(
+            f"{key} {' or '.join(map(str, values))}" for key, values in gate.match.given().items()
+        )
+        required = "\n".join(f"{metric} {bound}" for metric, bound in gate.require.items())
+        table.add_row(gate.name, wanted or "everything", required, *map(str, matched.values()))
+    _print(table)
+
+
+def _explain(catalog: Catalog, ruled: Thresholds, wanted: str, device: str) -> None:
+    from rich.table import Table
+
+    cases = [
+        case
+        for case in catalog.cases()
+        if wanted in (case.cell.id, case.id, case.key) or fnmatchcase(case.id, wanted)
+    ]
+    if not cases:
+        known = {case.cell.id for case in catalog.cases()}
+        click.echo(
+            f"ERROR: --explain: no cell is called {wanted!r}; {nearest(wanted, known)}", err=True
+        )
+        sys.exit(4)
+    for case in cases:
+        # which kernel serves is known only when the model's shapes are; where that makes a
+        # difference, each is shown
+        explained: dict[tuple[rules.Row, ...], list[str]] = {}
+        for execution in _executions(case, device):
+            rows = tuple(rules.explain(rules.matching(ruled, case, execution)))
+            explained.setdefault(rows, []).append(execution.kernel)
+        for rows, names in explained.items():
+            served = f", served by {' or '.join(names)}" if len(explained) > 1 else ""
+            table = Table(
+                title=f"{case.key}{served}", title_justify="left", box=None, pad_edge=False
+            )
+            for column in ("metric", "bound", "gate", ""):
+                table.add_column(column, overflow="fold")
+            for row in rows:
+                style = None if row.wins else "dim"
+                table.add_row(
+                    row.metric,
+                    row.bound,
+                    row.gate,
+                    "holds" if row.wins else "overridden",
+                    style=style,
+                )
+            _print(table if rows else f"{table.title}: no gate")
+
+
+def _executions(case: Case, device: str) -> Iterator[Execution]:
+    forced = case.cell.recipe.kernel
+    served: Iterable[str] = kernels.NAMES if forced == "auto" else (forced,)
+    compiled = bool(getattr(case.workload, "compiled", False))
+    for name in served:
+        yield Execution(device=device, dtype="", threads=0, kernel=name, compiled=compiled)
+
+
+def _print(what: object) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=False).print(what, "")

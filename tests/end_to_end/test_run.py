@@ -1,0 +1,206 @@
+"""A whole run in a real process: what it prints and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from pyarrow import parquet
+
+CASES = {
+    f"{kind}[llama-tiny-hqq-w{bits}g64{suffix}]"
+    for bits in (8, 4)
+    for kind, suffix in (("quantize", ""), ("perplexity", "-words"))
+}
+
+
+def records(path):
+    benchmarks = json.loads(path.read_text())["benchmarks"]
+    return {b["extra_info"]["bitgate"]["case"]: b for b in benchmarks}
+
+
+def test_measures_gates_saves_and_compares(project):
+    first = project.run("--benchmark-autosave", "--benchmark-quiet")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "4 passed" in first.stdout
+    assert "llama-tiny" in first.stdout
+    assert "✓ pass" in first.stdout
+
+    (saved,) = project.saved()
+    found = records(saved)
+    assert set(found) == CASES
+    for case, benchmark in found.items():
+        record = benchmark["extra_info"]["bitgate"]
+        assert len(json.dumps(benchmark["extra_info"])) <= 8192
+        assert record["schema"] == 1
+        assert record["execution"]["device"] == "cpu"
+        assert record["execution"]["kernel"] == ("cpu-int4" if "w4" in case else "dequantize")
+        assert record["versions"]["torch"]
+        assert benchmark["stats"]["rounds"] >= 1
+        for metric in record["metrics"].values():
+            interval = metric["interval"]
+            if interval != "exact":
+                assert interval["low"] <= metric["value"] <= interval["high"]
+                assert interval["level"] == 0.98
+                assert interval["n"] >= 1
+
+    scores = parquet.read_table(saved.with_suffix(".parquet")).to_pandas()
+    quality = scores[scores["case"] == "perplexity[llama-tiny-hqq-w4g64-words]"]
+    ratio = found["perplexity[llama-tiny-hqq-w4g64-words]"]["extra_info"]["bitgate"]["metrics"][
+        "perplexity_ratio"
+    ]
+    assert len(quality) == ratio["interval"]["n"] == 32
+    # the saved scores are the ones that the metric was made of
+    import math
+
+    log_ratio = (quality["nll"].sum() - quality["base_nll"].sum()) / quality["tokens"].sum()
+    assert math.exp(log_ratio) == pytest.approx(ratio["value"], rel=1e-9)
+
+    second = project.run("--benchmark-autosave", "--benchmark-compare")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"since {saved.stem}: 0 of" in second.stdout
+    assert len(project.saved()) == 2
+    compared = subprocess.run(
+        [sys.executable, "-m", "pytest_benchmark", "compare"],
+        cwd=project.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert compared.returncode == 0, compared.stderr
+    assert "0001" in compared.stdout
+    assert "0002" in compared.stdout
+
+
+def test_too_strict_a_bound_fails_with_all_numbers(project):
+    (project.path / "strict.toml").write_text(
+        '[[gate]]\nname = "w4 as good as w8"\nmatch = { bits = 4 }\n'
+        "require.perplexity_ratio = { max = 0.5 }\nrequire.kl_divergence = { max = 1e-9 }\n"
+    )
+    done = project.run("-k", "w4g64 and words", "--thresholds", "strict.toml")
+    assert done.returncode == 1
+    for metric, bound in (("perplexity_ratio", "0.5"), ("kl_divergence", "1e-09")):
+        line = next(li for li in done.stdout.splitlines() if metric in li and "above" in li)
+        assert "98 % interval" in line
+        assert f"is above max {bound}" in line
+        assert '[strict.toml rule "w4 as good as w8"]' in line
+    assert "over 32 windows" in done.stdout
+
+
+def test_known_failures_are_expected_and_unexpected_passes_are_red(project):
+    (project.path / "thresholds.toml").write_text(
+        '[[gate]]\nname = "known"\nmatch = { bits = 4 }\n'
+        'require.perplexity_ratio = { max = 0.5, expect = "fail", reason = "known" }\n'
+        '[[gate]]\nname = "stale"\nmatch = { bits = 8 }\n'
+        'require.perplexity_ratio = { max = 50, expect = "fail", reason = "was bad once" }\n'
+    )
+    done = project.run("-k", "words")
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout
+    assert "expected fail" in done.stdout
+    assert "unexpected pass" in done.stdout
+
+
+def test_decoding_is_recorded_at_its_cadence(project):
+    done = project.run("--cadence", "nightly", "-k", "decode", "--benchmark-json=one.json")
+    assert done.returncode == 0, done.stdout
+    (benchmark,) = json.loads((project.path / "one.json").read_text())["benchmarks"]
+    assert benchmark["fullname"] == "bench/test_decode.py::test_decode[llama-tiny-hqq-w4g64-b1]"
+    record = benchmark["extra_info"]["bitgate"]
+    assert record["execution"]["threads"] == 1
+    assert record["metrics"]["packed_layers"]["value"] == 14
+    assert record["metrics"]["speedup"]["value"] > 0
+    # steps of a model this small are grouped until they are long enough to time
+    assert min(benchmark["stats"]["data"]) > 0.04
+    assert (project.path / "one.parquet").exists()
+
+
+def test_nan_logits_fail(project):
+    (project.path / "conftest.py").write_text(
+        'pytest_plugins = ["bitgate.plugin"]\n'
+        "from bitgate.kernels.cpu_int4 import Int4Linear\n"
+        "forward = Int4Linear.forward\n"
+        "Int4Linear.forward = lambda self, x: forward(self, x) * float('nan')\n"
+    )
+    done = project.run("-k", "w4g64 and words")
+    assert done.returncode == 1
+    assert "perplexity_ratio nan" in done.stdout
+    assert "is not a finite number" in done.stdout
+
+
+def test_a_silent_fallback_fails(project):
+    (project.path / "conftest.py").write_text(
+        'pytest_plugins = ["bitgate.plugin"]\n'
+        "import torch\n"
+        "from bitgate.kernels import cpu_int4\n"
+        "def pack(weight, bias):\n"
+        "    rows, columns = weight.codes.shape\n"
+        "    layer = torch.nn.Linear(columns, rows, bias=False)\n"
+        "    return layer.requires_grad_(False)\n"
+        "cpu_int4.pack = pack\n"
+    )
+    done = project.run("-k", "quantize and w4g64", "--thresholds", "thresholds.toml")
+    assert done.returncode == 1
+    assert "packed_layers 0" in done.stdout
+
+
+def test_what_the_budget_has_no_room_for_is_inconclusive(project):
+    (project.path / "fixtures" / "costs.toml").write_text(
+        '[seconds]\n"quantize[llama-tiny-hqq-w8g64]" = 3600\n'
+    )
+    done = project.run("-k", "quantize and w8", "--budget", "1")
+    assert done.returncode == 0
+    assert "1 skipped" in done.stdout
+    assert "not measured, the budget of 1 min is spent" in done.stdout
+    assert "? inconclusive" in done.stdout
+    red = project.run("-k", "quantize and w8", "--budget", "1", "--fail-inconclusive")
+    assert red.returncode == 1
+
+
+def test_the_options_of_pytest_benchmark(project):
+    disabled = project.run("--benchmark-disable", "-k", "quantize and w8")
+    assert disabled.returncode == 0, disabled.stdout
+    assert "1 passed" in disabled.stdout
+    assert project.saved() == []
+    skipped = project.run("--benchmark-skip", "-k", "quantize and w8")
+    assert "1 skipped" in skipped.stdout
+
+
+def test_the_gate_is_used_once(project):
+    (project.path / "bench" / "test_twice.py").write_text(
+        "import pytest\n"
+        "from bitgate.measure.quantization import quantization\n"
+        '@pytest.mark.workload("quantize")\n'
+        "def test_twice(cell, base, execution, shelf, benchmark, gate):\n"
+        "    for _ in range(2):\n"
+        "        measured = quantization(base.module, cell.recipe, execution, shelf.keep)\n"
+        "        gate.decide(benchmark, measured)\n"
+    )
+    done = project.run("-k", "twice and w8")
+    assert done.returncode == 1
+    assert "Fixture can only be used once" in done.stdout
+
+
+def test_an_interrupt_loses_nothing_that_was_measured(project):
+    process = subprocess.Popen(
+        project.command("--benchmark-autosave", "-v"),
+        cwd=project.path,
+        env={**project.environment(), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if "PASSED" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    seen += process.stdout.readlines()
+    assert process.wait(60) == 2, "".join(seen)  # pytest's exit status for an interrupt
+    (saved,) = project.saved()
+    assert "quantize[llama-tiny-hqq-w8g64]" in records(saved)
+    assert saved.with_suffix(".parquet").exists()

@@ -1,0 +1,75 @@
+"""Whatever is wrong with the configuration is said before anything is measured: exit status 4,
+with the file, the entry and the key, by the controller alone."""
+
+from __future__ import annotations
+
+import pytest
+
+MISTAKES = {
+    "unknown metric": (
+        "thresholds.toml",
+        "require.perplexity_ratio",
+        "require.perplexty_ratio",
+        ["thresholds.toml", "quality", "perplexty_ratio", "did you mean 'perplexity_ratio'?"],
+    ),
+    "unknown bound": (
+        "thresholds.toml",
+        "{ max = 2 }",
+        "{ maximum = 2 }",
+        ["thresholds.toml", "quality", "maximum"],
+    ),
+    "wrong type": (
+        "thresholds.toml",
+        "{ max = 2 }",
+        '{ max = "2" }',
+        ["thresholds.toml", "quality", "perplexity_ratio", "max"],
+    ),
+    "matches nothing": (
+        "thresholds.toml",
+        "{ bits = [8, 4] }",
+        "{ bits = [8, 5] }",
+        ["thresholds.toml", "quality", "match.bits", "5"],
+    ),
+    "unknown model": (
+        "fixtures/matrix.toml",
+        'models = ["llama-tiny"]',
+        'models = ["lama-tiny"]',
+        ["matrix.toml", "number 1", "models", "lama-tiny", "did you mean 'llama-tiny'?"],
+    ),
+    "unknown key": (
+        "fixtures/models.toml",
+        "family =",
+        "famly =",
+        ["models.toml", "[model.llama-tiny]", "famly", "unknown key"],
+    ),
+}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(project, mistake, workers):
+    file, right, wrong, words = MISTAKES[mistake]
+    path = project.path / file
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, wrong))
+    done = project.run("-n", workers)
+    assert done.returncode == 4, done.stdout + done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert "passed" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_thresholds(project):
+    (project.path / "thresholds.toml").unlink()
+    done = project.run()
+    assert done.returncode == 4
+    assert "thresholds.toml" in done.stderr
+
+
+def test_benchmarks_without_a_matrix(project):
+    (project.path / "fixtures" / "matrix.toml").unlink()
+    done = project.run()
+    assert done.returncode != 0
+    assert "matrix.toml" in done.stdout + done.stderr
