@@ -85,6 +85,13 @@ Source = Annotated[
     PackageSource | HubSource | ShapesSource | LocalSource | FileSource,
     Field(discriminator="kind"),
 ]
+SOURCES: dict[str, type[Entry]] = {
+    "package": PackageSource,
+    "hub": HubSource,
+    "shapes": ShapesSource,
+    "local": LocalSource,
+    "file": FileSource,
+}
 
 
 # --- models and datasets -------------------------------------------------------------------
@@ -295,6 +302,12 @@ class MatrixEntry(Entry):
     decode: list[str] = []
     prefill: list[str] = []
 
+    @model_validator(mode="after")
+    def _asks_something(self) -> MatrixEntry:
+        if not any(getattr(self, kind) for kind in KINDS):
+            raise ValueError(f"no workload: give at least one of {', '.join(KINDS)}")
+        return self
+
 
 @dataclass
 class Catalog:
@@ -321,6 +334,11 @@ class Catalog:
                 for workload in self._workloads(entry, where):
                     case = Case(cell, workload, entry.cadence)
                     known = found.get(case.key)
+                    if known is not None and (known.cell, known.workload) != (cell, workload):
+                        raise CatalogError(
+                            f"{where}: {case.key} is the id of two cases: of recipe "
+                            f"{known.cell.recipe.name} and of {recipe}; rename a workload or label"
+                        )
                     if known is None or _rank(entry.cadence) < _rank(known.cadence):
                         found[case.key] = case
         return [case for case in found.values() if _rank(case.cadence) <= _rank(cadence)]
@@ -409,15 +427,19 @@ def parse(entry: type[EntryT], data: Any, where: str) -> EntryT:
 
 
 def _explain(entry: type[BaseModel], where: str, error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "entry"
+    loc, message = error["loc"], error["msg"].removeprefix("Value error, ")
+    if not loc:  # a rule about several keys, which names them itself
+        return f"{where}: {message}"
+    known = set(entry.model_fields) - {"name"}
+    if loc[0] == "source" and len(loc) > 1:  # pydantic puts the kind, which is no key, between
+        known, loc = set(SOURCES[loc[1]].model_fields), (loc[0], *loc[2:])
+    key = ".".join(str(part) for part in loc)
     if error["type"] == "extra_forbidden":
-        hint = ""
-        if len(error["loc"]) == 1:
-            hint = "; " + nearest(str(error["loc"][0]), set(entry.model_fields) - {"name"})
+        hint = f"; {nearest(str(loc[-1]), known)}" if len(loc) == 1 or loc[0] == "source" else ""
         return f"{where}: {key}: unknown key{hint}"
     if error["type"] == "missing":
         return f"{where}: {key}: this key is missing"
-    return f"{where}: {key}: {error['msg']} (got {error['input']!r})"
+    return f"{where}: {key}: {message} (got {error['input']!r})"
 
 
 def _tables(path: Path, allowed: set[str]) -> dict[str, Any]:
@@ -449,10 +471,16 @@ def _read_models(catalog: Catalog, path: Path) -> None:
 def _read_datasets(catalog: Catalog, path: Path) -> None:
     for name, where, data in _named(path, "dataset", _tables(path, {"dataset"}).get("dataset", {})):
         dataset = parse(Dataset, {**data, "name": name}, where)
-        if (dataset.stride or 1) > dataset.window:
-            raise CatalogError(f"{where}: stride: longer than window {dataset.window}, skips text")
+        if dataset.stride is not None and dataset.stride > dataset.window:
+            raise CatalogError(
+                f"{where}: stride: {dataset.stride} would skip text; "
+                f"give at most window, {dataset.window}"
+            )
         if dataset.tokens_limit is not None and dataset.tokens_limit < dataset.tokens:
-            raise CatalogError(f"{where}: tokens_limit: below tokens {dataset.tokens}")
+            raise CatalogError(
+                f"{where}: tokens_limit: {dataset.tokens_limit} is too few; "
+                f"give at least tokens, {dataset.tokens}"
+            )
         catalog.datasets[name] = dataset.model_copy(update=_anchored(dataset.source, path))
 
 
@@ -468,19 +496,28 @@ def _read_recipes(catalog: Catalog, path: Path, methods: Mapping[str, type[Recip
     entries = _tables(path, {"recipe"}).get("recipe", [])
     if not isinstance(entries, list):
         raise CatalogError(f"{path}: recipe: expected [[recipe]] tables")
+    read: dict[str, Recipe] = {}
     for number, data in enumerate(entries, 1):
         where = f"{path}: [[recipe]] number {number}"
-        method = data.get("method") if isinstance(data, dict) else None
+        if not isinstance(data, dict):
+            raise CatalogError(f"{where}: expected a table")
+        method = data.get("method")
         if not isinstance(method, str) or method not in methods:
-            raise CatalogError(
-                f"{where}: method: nothing is called {method!r}; {nearest(str(method), methods)}"
-            )
+            wrong = "this key is missing" if method is None else f"nothing is called {method!r}"
+            raise CatalogError(f"{where}: method: {wrong}; {nearest(str(method), methods)}")
         recipe_type = methods[method]
         crossed = {k: v if isinstance(v := data.get(k), list) else [v] for k in recipe_type.crossed}
+        if empty := [key for key, values in crossed.items() if not values]:
+            raise CatalogError(f"{where}: {empty[0]}: an empty list makes no recipe")
         for values in itertools.product(*crossed.values()):
             chosen = {k: v for k, v in zip(crossed, values, strict=True) if v is not None}
             recipe = parse(recipe_type, {**data, **chosen}, where)
-            catalog.recipes[recipe.name] = recipe
+            if read.setdefault(recipe.name, recipe) != recipe:
+                raise CatalogError(
+                    f"{where}: two recipes of this file are called {recipe.name}; "
+                    "give one of them another `label`"
+                )
+    catalog.recipes.update(read)
 
 
 def _read_matrix(catalog: Catalog, path: Path) -> None:

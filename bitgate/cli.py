@@ -103,6 +103,7 @@ def _overview(catalog: Catalog, ruled: Thresholds) -> None:
 
 def _explain(catalog: Catalog, ruled: Thresholds, wanted: str, device: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     cases = [
         case
@@ -124,21 +125,19 @@ def _explain(catalog: Catalog, ruled: Thresholds, wanted: str, device: str) -> N
             explained.setdefault(rows, []).append(execution.kernel)
         for rows, names in explained.items():
             served = f", served by {' or '.join(names)}" if len(explained) > 1 else ""
-            table = Table(
-                title=f"{case.key}{served}", title_justify="left", box=None, pad_edge=False
-            )
+            title = Text(f"{case.key}{served}{'' if rows else ': no gate'}")
+            if not rows:
+                _print(title)
+                continue
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
             for column in ("metric", "bound", "gate", ""):
                 table.add_column(column, overflow="fold")
             for row in rows:
-                style = None if row.wins else "dim"
+                holds = "holds" if row.wins else "overridden"
                 table.add_row(
-                    row.metric,
-                    row.bound,
-                    row.gate,
-                    "holds" if row.wins else "overridden",
-                    style=style,
+                    row.metric, row.bound, row.gate, holds, style=None if row.wins else "dim"
                 )
-            _print(table if rows else f"{table.title}: no gate")
+            _print(table)
 
 
 def _executions(case: Case, device: str) -> Iterator[Execution]:
@@ -152,4 +151,6 @@ def _executions(case: Case, device: str) -> Iterator[Execution]:
 def _print(what: object) -> None:
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=False).print(what, "")
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=120)
+    console.print(what, "")

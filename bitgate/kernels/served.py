@@ -56,6 +56,7 @@ class TorchServed:
         self.expected_layers = expected_layers
         self._step = self._compiled_step() if execution.compiled else self._forward
         self._cache: Any = None
+        self._cache_shape: tuple[int, int] | None = None
         self._next: Tensor | None = None
 
     def _forward(self, tokens: Tensor, cache: Any) -> Tensor:
@@ -87,14 +88,15 @@ class TorchServed:
         from transformers import DynamicCache, StaticCache
 
         config = self.module.config
-        length = tokens.shape[1] + room
+        shape = tokens.shape[0], tokens.shape[1] + room
         with torch.inference_mode():
             # a compiled step needs tensors whose shapes stay the same from step to step
             if self.execution.compiled:
-                if self._cache is not None and self._cache.get_max_cache_shape() == length:
+                if self._cache_shape == shape:
                     self._cache.reset()
                 else:
-                    self._cache = StaticCache(config=config, max_cache_len=length)
+                    self._cache = StaticCache(config=config, max_cache_len=shape[1])
+                    self._cache_shape = shape
             else:
                 self._cache = DynamicCache(config=config)
             prompt = tokens.to(self.execution.device)

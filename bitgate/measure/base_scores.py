@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitgate.kernels.served import Served
 from bitgate.measure.perplexity import BaseScores, scored_rows, spans
-from bitgate.sources import Windows, cache_directory, once, track
+from bitgate.sources import SourceError, Windows, cache_directory, once, track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
 AREA = "base-scores"
 FORMAT = 1
 FILE = "scores.safetensors"
+HEADER = 512  #: bytes at the front of a file, at most
 
 
 def cap_bytes() -> int:
     """The size that all entries together may have."""
-    return int(float(os.environ.get("BITGATE_BASE_CACHE_GIB", "8")) * 2**30)
+    wanted = os.environ.get("BITGATE_BASE_CACHE_GIB", "8")
+    try:
+        return int(float(wanted) * 2**30)
+    except (ValueError, OverflowError):
+        raise SourceError(f"BITGATE_BASE_CACHE_GIB: expected GiB, got {wanted!r}") from None
 
 
 class LiveScores:
@@ -64,14 +70,13 @@ class CachedScores:
 
     def scores(self, windows: Windows, start: int, stop: int) -> BaseScores:
         step = next(spans(windows))[1]
-        rows = windows.scored_tokens * self.vocabulary * 2
-        if rows > cap_bytes():
+        if self._bytes(windows, 0, len(windows)) > cap_bytes():
             return self.live.scores(windows, start, stop)
         key = [f"{k}={v}" for k, v in sorted(self.identity.items())]
         key += [f"text={windows.fingerprint}", f"step={step}", f"format={FORMAT}", f"at={start}"]
 
         def build(folder: Path) -> None:
-            make_room(rows * (stop - start) // len(windows))
+            make_room(self._bytes(windows, start, stop))
             with track(f"scoring the base, windows {start} to {stop - 1}"):
                 _write(folder / FILE, self.live.scores(windows, start, stop))
 
@@ -82,30 +87,30 @@ class CachedScores:
         except FileNotFoundError:  # another process made room just now
             return self.live.scores(windows, start, stop)
 
+    def _bytes(self, windows: Windows, start: int, stop: int) -> int:
+        """What the scores of these windows take, as `_write` writes them."""
+        rows = int((windows.tokens.shape[1] - windows.scored[start:stop]).sum())
+        return rows * (2 * self.vocabulary + 8) + 8 * (stop - start) + HEADER
+
 
 def make_room(needed: int) -> None:
     """Drop the least recently used entries until `needed` bytes fit under the cap."""
     area = cache_directory() / AREA
-    entries = [path for path in area.glob("*") if path.is_dir()] if area.is_dir() else []
-    sizes = {path: _size(path) for path in entries}
-    total = sum(sizes.values())
-    for path in sorted(entries, key=_last_use):
+    entries = []
+    for file in area.glob(f"*/{FILE}"):
+        with suppress(OSError):  # another process may make room too
+            if file.parent.suffix != ".tmp":  # which is still being built
+                entries.append((file.parent.stat().st_mtime, file.stat().st_size, file.parent))
+    total = sum(size for _, size, _ in entries)
+    for _, size, folder in sorted(entries):
         if total + needed <= cap_bytes():
             return
-        if (path / FILE).exists():  # else it is being built
-            shutil.rmtree(path, ignore_errors=True)
-            total -= sizes[path]
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _last_use(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except OSError:
-        return 0.0
+        # renamed first, so that an entry is there whole or not at all
+        gone = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        with suppress(OSError):
+            folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        total -= size
 
 
 def _write(path: Path, scores: BaseScores) -> None:

@@ -6,15 +6,14 @@ KL(base || quantized) over the full vocabulary, and how often both prefer the sa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from bitgate import statistics
 from bitgate.kernels.served import Served
 from bitgate.measure.measurement import Batch
 from bitgate.measure.packing import packed_layers
+from bitgate.measure.speed import timed
 from bitgate.metric import Interval, Metric
 
 if TYPE_CHECKING:
@@ -69,10 +68,9 @@ class PairedScores:
         for start, stop in spans(self.text):
             base = self.base.scores(self.text, start, stop)
             tokens = self.text.tokens[start:stop]
-            begin = perf_counter()
-            logits = self.quantized.logits(tokens)
-            seconds = perf_counter() - begin
-            yield Batch([seconds], self._compare(logits, base, start, stop))
+            out: list[Tensor] = []
+            seconds, _ = timed(lambda: out.append(self.quantized.logits(tokens)))  # noqa: B023
+            yield Batch([seconds], self._compare(out.pop(), base, start, stop))
 
     def _compare(self, logits: Tensor, base: BaseScores, start: int, stop: int) -> dict[str, Any]:
         import torch
@@ -153,9 +151,3 @@ def scored_rows(logits: Tensor, text: Windows, start: int, window: int) -> tuple
         log_probs = torch.log_softmax(before, -1)
     targets = text.tokens[window, first:].to(log_probs.device)
     return log_probs, targets
-
-
-def perplexity(nll: float, tokens: int) -> float:
-    """exp of the mean negative log-likelihood; infinite where that overflows."""
-    mean = nll / tokens
-    return math.exp(mean) if mean < 709 else math.inf

@@ -70,9 +70,7 @@ class Quantization:
         disk, difference = self._reload(quantized, served)
         self.exact = [
             Metric("size_mib", disk / MIB, expected=predicted.disk / MIB),
-            Metric(
-                "memory_mib", served.memory_bytes() / MIB, expected=predicted.memory / MIB
-            ),
+            Metric("memory_mib", served.memory_bytes() / MIB, expected=predicted.memory / MIB),
             Metric("base_size_mib", tensor_bytes(self.base) / MIB),
             Metric("reload_difference", difference),
             packed_layers(served),

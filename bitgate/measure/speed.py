@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 SHORTEST_STEP = 0.05  #: seconds
 LEAST_PAIRS = 8
 PAIRS_PER_BATCH = 4
+WARM_STEPS = 3
 #: two runs of one thing differ by this much between processes, as a standard deviation of the
 #: logarithm, until it is calibrated for the hardware: 5 to 10 % was seen for paired ratios, 45 %
 #: for absolute times (docs/decisions/0004-speed.md)
@@ -63,9 +65,7 @@ class PairedSteps:
         decoding = self.workload.kind == "decode"
         pairs = self._decode_pairs() if decoding else self._prefill_pairs()
         rows: list[dict[str, Any]] = []
-        for number, (run_base, run_quantized, tokens) in enumerate(pairs):
-            if number == self.limit:
-                break
+        for number, (run_base, run_quantized, tokens) in enumerate(islice(pairs, self.limit)):
             base_first = number % 2 == 0
             if base_first:
                 base_wall, base_cpu = timed(run_base)
@@ -162,9 +162,6 @@ class PairedSteps:
             widened("latency_ms", per_pass, 1000),
             packed_layers(self.quantized),
         ]
-
-
-WARM_STEPS = 3
 
 
 def _interval(estimate: statistics.Estimate, nominal: float) -> Interval:

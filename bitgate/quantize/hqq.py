@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bitgate import kernels
-from bitgate.catalog import Execution, Recipe
+from bitgate.catalog import Execution, Name, Recipe, nearest
 from bitgate.kernels.affine import Affine, Grouping
 from bitgate.quantize import QuantizeError, Size
 from bitgate.quantize.shapes import LinearShape, ModelShapes, head_of, shapes_of
@@ -41,10 +41,18 @@ class HqqRecipe(Recipe):
     axis: Literal[0, 1] = Field(1, description="1 groups along the inputs, 0 along the outputs")
     head: Bits | None = Field(None, description="bits of the output head; default: left alone")
     layers: tuple[str, ...] = Field(("*",), description="globs on the names of linear layers")
-    label: str | None = Field(None, description="stands for `layers` in the recipe's name")
+    label: Name | None = Field(None, description="stands for `layers` in the recipe's name")
     solver: bool = Field(True, description="false: round to nearest, without optimization")
 
     crossed: ClassVar[tuple[str, ...]] = ("bits", "group_size", "axis")
+
+    @field_validator("kernel")
+    @classmethod
+    def _kernel_exists(cls, name: str) -> str:
+        known = ("auto", *kernels.NAMES)
+        if name not in known:
+            raise ValueError(f"no kernel is called {name!r}; {nearest(name, known)}")
+        return name
 
     @model_validator(mode="after")
     def _selection_has_a_name(self) -> HqqRecipe:
@@ -328,12 +336,16 @@ def load(path: Path, device: str = "cpu") -> HqqModel:
     """The model that `HqqModel.save` wrote, with bit-identical tensors."""
     import torch
     from hqq.core.quantize import HQQLinear, Quantizer
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from torch import nn
 
     from bitgate.sources.architecture import config_from, uninitialized
 
-    with safe_open(path, "pt", device=device) as file:
+    try:
+        opened = safe_open(path, "pt", device=device)
+    except SafetensorError as error:
+        raise QuantizeError(f"{path}: not a safetensors file: {error}") from None
+    with opened as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != f"bitgate-hqq-{FORMAT}":
             raise QuantizeError(
@@ -344,23 +356,29 @@ def load(path: Path, device: str = "cpu") -> HqqModel:
         config = config_from(json.loads(metadata["config"]))
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
-    dtype = tensors[f"{next(iter(layers))}.scale"].dtype
+    def take(key: str) -> torch.Tensor:
+        if key not in tensors:
+            raise QuantizeError(f"{path}: the file lacks {key}")
+        return tensors.pop(key)
+
+    parts = {n: {part: take(f"{n}.{part}") for part in ("codes", "scale", "zero")} for n in layers}
+    dtype = next(iter(parts.values()))["scale"].dtype
     module = uninitialized(config, dtype)
     module.tie_weights()
     for name, meta in layers.items():
-        codes = tensors.pop(f"{name}.codes")
         rows, columns = meta["shape"]
         grouping = Grouping(rows, columns, meta["nbits"], meta["group_size"], meta["axis"])
         settings = _library_config(grouping, recipe.solver)
         layer = HQQLinear(None, settings, compute_dtype=dtype, device=device, initialize=False)
         packing = Quantizer.bit_to_packing[meta["nbits"]]
-        layer.W_q = nn.Parameter(codes, requires_grad=False)
-        layer.bias = tensors.pop(f"{name}.bias", None)
+        layer.W_q = nn.Parameter(parts[name]["codes"], requires_grad=False)
+        biased = module.get_submodule(name).bias is not None
+        layer.bias = take(f"{name}.bias") if biased else None
         layer.meta = {
             **meta,
             "shape": torch.Size(meta["shape"]),
-            "scale": tensors.pop(f"{name}.scale"),
-            "zero": tensors.pop(f"{name}.zero"),
+            "scale": parts[name]["scale"],
+            "zero": parts[name]["zero"],
             "packing": packing,
             "unpack_view_dtype": Quantizer.unpack_view_dtype[packing],
             "view_as_float": False,
