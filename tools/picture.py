@@ -1,7 +1,7 @@
 """Draw what a terminal shows as an SVG: the picture in the README.
 
-    pytest bench --color=yes | tee run.ansi
-    python tools/picture.py run.ansi docs/images/bench.svg --from '= bitgate ='
+pytest bench --color=yes | tee run.ansi
+python tools/picture.py run.ansi docs/images/bench.svg --from '= bitgate ='
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ from bitgate.plugin.fixtures import (
     text,
     workload,
 )
-from bitgate.plugin.options import pytest_addoption
-from bitgate.plugin.session import (
+from bitgate.plugin.hooks import (
     pytest_configure,
     pytest_report_header,
     pytest_runtest_protocol,
@@ -28,6 +27,7 @@ from bitgate.plugin.session import (
     pytest_sessionstart,
     pytest_terminal_summary,
 )
+from bitgate.plugin.options import pytest_addoption
 
 __all__ = [
     "base",

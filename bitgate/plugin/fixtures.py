@@ -44,10 +44,9 @@ def shelf(request: pytest.FixtureRequest) -> Any:
     """Where the model and the quantized cell at work lie; one of each at a time."""
     from bitgate.plugin.shelf import Shelf
 
-    session = session_of(request.config)
-    session.shelf = Shelf(session.options)
-    yield session.shelf
-    session.shelf.clear()
+    shelf = Shelf(session_of(request.config).options)
+    yield shelf
+    shelf.clear()
 
 
 @pytest.fixture

@@ -291,10 +291,7 @@ ERRORS = {
     ),
     "method": (
         {"recipes": HQQ + '[[recipe]]\nmethod = "hhq"'},
-        [
-            "recipes.toml: [[recipe]] number 2: method: nothing is called 'hhq'; "
-            "did you mean 'hqq'?"
-        ],
+        ["recipes.toml: [[recipe]] number 2: method: nothing is called 'hhq'; did you mean 'hqq'?"],
     ),
     "no-method": (
         {"recipes": "[[recipe]]\nbits = 4"},
@@ -368,10 +365,7 @@ ERRORS = {
     ),
     "matrix-key": (
         {"matrix": entry(perplexities=["enwiki"])},
-        [
-            "matrix.toml: [[matrix]] number 1: perplexities: unknown key; "
-            "did you mean 'perplexity'?"
-        ],
+        ["matrix.toml: [[matrix]] number 1: perplexities: unknown key; did you mean 'perplexity'?"],
     ),
     "no-recipes": (
         {"matrix": entry(recipes=[])},

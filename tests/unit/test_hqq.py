@@ -135,9 +135,7 @@ def test_layers_are_the_librarys_own(hqq, bits, axis):
     torch.manual_seed(bits)
     base = nn.Sequential(nn.Linear(512, 384))  # three blocks
     config = BaseQuantizeConfig(nbits=bits, group_size=64, axis=axis)
-    whole = HQQLinear(
-        base[0], config, compute_dtype=torch.float32, device="cpu", del_orig=False
-    )
+    whole = HQQLinear(base[0], config, compute_dtype=torch.float32, device="cpu", del_orig=False)
     layer = hqq(base, bits=bits, axis=axis).layer("0")
     assert type(layer) is HQQLinear
     assert {k: layer.meta[k] for k in ("nbits", "group_size", "axis", "shape", "packing")} == {
@@ -156,9 +154,7 @@ def test_layers_are_the_librarys_own(hqq, bits, axis):
 def test_a_layer_of_one_block_is_the_librarys_to_the_bit(hqq):
     base = nn.Sequential(nn.Linear(128, 64))
     config = BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
-    whole = HQQLinear(
-        base[0], config, compute_dtype=torch.float32, device="cpu", del_orig=False
-    )
+    whole = HQQLinear(base[0], config, compute_dtype=torch.float32, device="cpu", del_orig=False)
     assert torch.equal(hqq(base).layer("0").dequantize(), whole.dequantize())
 
 
