@@ -1,4 +1,4 @@
-"""From reading the catalog to the table at the end: pytest's hooks, in the order they are called."""
+"""Pytest's hooks, from reading the catalog to the table at the end."""
 
 from __future__ import annotations
 

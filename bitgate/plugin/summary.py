@@ -25,8 +25,10 @@ def write(reporter: pytest.TerminalReporter, session: Session) -> None:
             colour=reporter.hasmarkup,
         )
     )
-    for name in unmatched(session.thresholds, session.met):
-        reporter.write_line(f"gate {name!r} met no case of this run", light=True)
+    idle = unmatched(session.thresholds, session.met)
+    if idle:
+        names = ", ".join(map(repr, idle))
+        reporter.write_line(f"{len(idle)} gates met no case of this run: {names}", light=True)
     if previous is not None:
         changes = terminal.changes(session.results, previous, records_of(previous))
         for line in changes:

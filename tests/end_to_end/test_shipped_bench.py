@@ -18,8 +18,11 @@ pytestmark = pytest.mark.real
 def test_round_to_nearest_is_caught_by_the_bound_that_hqq_meets(tmp_path):
     """One cell of the default matrix, in a process of its own, against the shipped gates."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "bench", "-k", "rtn and smollm2"]
-        + [f"--benchmark-storage={tmp_path}", f"--benchmark-json={tmp_path / 'run.json'}"],
+        [
+            *(sys.executable, "-m", "pytest", "bench", "-k", "rtn and smollm2"),
+            f"--benchmark-storage={tmp_path}",
+            f"--benchmark-json={tmp_path / 'run.json'}",
+        ],
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
         capture_output=True,

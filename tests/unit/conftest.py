@@ -10,7 +10,7 @@ def llama():
     Weights are large enough for it to be sure of some tokens and unsure of others.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.set_num_threads(1)
 
@@ -28,7 +28,7 @@ def llama():
         }
         config = LlamaConfig(**{**shape, **changes})
         torch.manual_seed(seed)
-        module = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+        module = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
         if config.attention_bias:  # transformers sets biases to zero
             for part in module.modules():
                 if getattr(part, "bias", None) is not None:
