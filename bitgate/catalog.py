@@ -31,7 +31,7 @@ class CatalogError(ValueError):
 class Entry(BaseModel):
     """A table of a TOML file: no unknown keys, never changed after it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 # --- where things come from ----------------------------------------------------------------
@@ -70,7 +70,7 @@ class LocalSource(Entry):
     """A directory or file on this machine; a relative path starts at the TOML file's folder."""
 
     kind: Literal["local"]
-    path: Path
+    path: Path = Field(strict=False)
 
 
 class FileSource(Entry):
@@ -108,7 +108,9 @@ class Model(Entry):
     config: dict[str, Any] | None = Field(
         None, description="architecture, for sources that bring no config.json of their own"
     )
-    tokenizer: Path | None = Field(None, description="directory, if the source has no tokenizer")
+    tokenizer: Path | None = Field(
+        None, strict=False, description="directory, if the source has no tokenizer"
+    )
 
 
 class Dataset(Entry):
@@ -428,12 +430,12 @@ def parse(entry: type[EntryT], data: Any, where: str) -> EntryT:
 
 def _explain(entry: type[BaseModel], where: str, error: Any) -> str:
     loc, message = error["loc"], error["msg"].removeprefix("Value error, ")
-    if not loc:  # a rule about several keys, which names them itself
+    if error["type"] == "value_error" and not loc:  # it is about several keys, and names them
         return f"{where}: {message}"
     known = set(entry.model_fields) - {"name"}
-    if loc[0] == "source" and len(loc) > 1:  # pydantic puts the kind, which is no key, between
+    if loc[:1] == ("source",) and len(loc) > 1:  # pydantic puts the kind, which is no key, between
         known, loc = set(SOURCES[loc[1]].model_fields), (loc[0], *loc[2:])
-    key = ".".join(str(part) for part in loc)
+    key = ".".join(str(part) for part in loc) or "entry"
     if error["type"] == "extra_forbidden":
         hint = f"; {nearest(str(loc[-1]), known)}" if len(loc) == 1 or loc[0] == "source" else ""
         return f"{where}: {key}: unknown key{hint}"

@@ -36,7 +36,7 @@ class Served(Protocol):
         ...
 
     def decode_step(self) -> Tensor:
-        """Append the likeliest token to each sequence; returns them, int64 [batch]."""
+        """Read the likeliest token of each sequence; returns those that follow, int64 [batch]."""
         ...
 
 

@@ -69,6 +69,8 @@ class CachedScores:
         self.vocabulary = vocabulary
 
     def scores(self, windows: Windows, start: int, stop: int) -> BaseScores:
+        from safetensors import SafetensorError
+
         step = next(spans(windows))[1]
         if self._bytes(windows, 0, len(windows)) > cap_bytes():
             return self.live.scores(windows, start, stop)
@@ -85,6 +87,9 @@ class CachedScores:
             os.utime(folder)  # used now: the last to be evicted
             return _read(folder / FILE)
         except FileNotFoundError:  # another process made room just now
+            return self.live.scores(windows, start, stop)
+        except SafetensorError:  # damaged: away with it, the next one who asks builds it again
+            shutil.rmtree(folder, ignore_errors=True)
             return self.live.scores(windows, start, stop)
 
     def _bytes(self, windows: Windows, start: int, stop: int) -> int:

@@ -97,7 +97,7 @@ class PairedSteps:
                 served.prefill(self.prompt, room)
             left = room
             if steps == 0:
-                fastest = min(self._warm_step(self.base), self._warm_step(self.quantized))
+                fastest = min(self._warm_step(served) for served in (self.base, self.quantized))
                 left -= WARM_STEPS
                 steps = max(1, math.ceil(SHORTEST_STEP / fastest))
                 if steps > left:
@@ -113,10 +113,11 @@ class PairedSteps:
                     steps * self.workload.batch,
                 )
 
-    @staticmethod
-    def _warm_step(served: Served) -> float:
+    def _warm_step(self, served: Served) -> float:
         """The shortest of a few first steps; a compiled model compiles in the first."""
-        return min(timed(served.decode_step)[0] for _ in range(WARM_STEPS))
+        return min(
+            timed(served.decode_step)[0] for _ in range(min(WARM_STEPS, self.workload.output))
+        )
 
     def _prefill_pairs(self) -> Iterator[tuple[Callable[[], None], Callable[[], None], int]]:
         for served in (self.base, self.quantized):

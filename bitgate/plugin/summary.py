@@ -12,6 +12,8 @@ from bitgate.plugin import benchmark
 from bitgate.plugin.session import Session
 from bitgate.report import terminal
 
+LOG_WIDTH = 140  #: columns, where the output is no terminal
+
 
 def write(reporter: pytest.TerminalReporter, session: Session) -> None:
     config = reporter.config
@@ -21,7 +23,7 @@ def write(reporter: pytest.TerminalReporter, session: Session) -> None:
     reporter.write(
         terminal.render(
             session.results,
-            width=max(80, min(reporter._tw.fullwidth, 160)),
+            width=reporter._tw.fullwidth if reporter.isatty else LOG_WIDTH,
             colour=reporter.hasmarkup,
         )
     )

@@ -40,7 +40,9 @@ class HqqRecipe(Recipe):
     group_size: Annotated[int, Field(gt=0, multiple_of=8)]
     axis: Literal[0, 1] = Field(1, description="1 groups along the inputs, 0 along the outputs")
     head: Bits | None = Field(None, description="bits of the output head; default: left alone")
-    layers: tuple[str, ...] = Field(("*",), description="globs on the names of linear layers")
+    layers: tuple[str, ...] = Field(
+        ("*",), strict=False, description="globs on the names of linear layers"
+    )
     label: Name | None = Field(None, description="stands for `layers` in the recipe's name")
     solver: bool = Field(True, description="false: round to nearest, without optimization")
 

@@ -51,9 +51,9 @@ def _tables(results: Sequence[Result]) -> Iterator[Table]:
         table = Table(
             title=model, title_justify="left", title_style="bold", box=None, pad_edge=False
         )
-        table.add_column("recipe", no_wrap=True)
+        table.add_column("recipe", overflow="fold")
         for column in columns:
-            table.add_column(column.title, justify="right", no_wrap=True)
+            table.add_column(column.title, justify="right", overflow="fold")
         table.add_column("verdict", no_wrap=True)
         for recipe, found in cells.items():
             table.add_row(recipe, *("\n".join(c.cells(found)) for c in columns), _worst(found))

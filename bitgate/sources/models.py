@@ -77,8 +77,11 @@ def load_model(
             module = _from_directory(directory, device, dtype)
         elif path is not None:
             module = uninitialized(config, dtype)
-            fill(module, read_state_dict(path), path)
-            module = module.to(device, dtype)
+            # the weights only: what the model computes itself, such as rotary frequencies, keeps
+            # the precision that it computes it in
+            weights = {name: tensor.to(dtype) for name, tensor in read_state_dict(path).items()}
+            fill(module, weights, path)
+            module = module.to(device)
         else:
             assert isinstance(model.source, ShapesSource)
             module = random_model(config, model.source.seed, dtype).to(device)

@@ -9,6 +9,7 @@ import pytest
 from bitgate.catalog import STATIC_FIELDS, CatalogError, load, nearest
 from bitgate.quantize import recipe_types
 
+SHA256 = "0" * 64
 MATRIX = """
 [decode.b1]
 prompt = 8
@@ -191,16 +192,15 @@ tokenizer = "tokenizers/mine"
 family = "other"
 source = { kind = "local", path = "/absolute" }
 """,
-        datasets="""
+        datasets=f"""
 [dataset.enwiki]
 format = "plain"
-source = { kind = "file", url = "texts/a.txt", sha256 = "%s" }
+source = {{ kind = "file", url = "texts/a.txt", sha256 = "{SHA256}" }}
 
 [dataset.remote]
 format = "plain"
-source = { kind = "file", url = "https://example.org/a.txt", sha256 = "%s" }
-"""
-        % ("0" * 64, "0" * 64),
+source = {{ kind = "file", url = "https://example.org/a.txt", sha256 = "{SHA256}" }}
+""",
         recipes="""
 [[recipe]]
 method = "hqq"
@@ -320,8 +320,8 @@ ERRORS = {
     "kernel": (
         {"recipes": HQQ + 'kernel = "cpu-int5"'},
         [
-            "recipes.toml: [[recipe]] number 1: kernel: no kernel is called 'cpu-int5'; "
-            "did you mean 'cpu-int4'?"
+            "recipes.toml: [[recipe]] number 1: kernel: no kernel is called 'cpu-int5'; ",
+            "; did you mean 'cpu-int4'?",
         ],
     ),
     "two-of-a-name": (
@@ -336,8 +336,8 @@ ERRORS = {
     "unknown-model": (
         {"matrix": entry(models=["llama-smollm-135m"])},
         [
-            "matrix.toml: [[matrix]] number 1: models: nothing is called 'llama-smollm-135m'; "
-            "did you mean 'llama-smollm2-135m'?"
+            "matrix.toml: [[matrix]] number 1: models: nothing is called 'llama-smollm-135m'; ",
+            "; did you mean 'llama-smollm2-135m'?",
         ],
     ),
     "unknown-recipe": (
@@ -359,8 +359,8 @@ ERRORS = {
     "cadence": (
         {"matrix": entry(cadence="daily")},
         [
-            "matrix.toml: [[matrix]] number 1: cadence: Input should be 'commit', 'nightly' or "
-            "'weekly' (got 'daily')"
+            "matrix.toml: [[matrix]] number 1: cadence: Input should be 'commit', 'nightly' or ",
+            " or 'weekly' (got 'daily')",
         ],
     ),
     "matrix-key": (
@@ -390,8 +390,8 @@ ERRORS = {
             + entry(recipes=["hqq-w4g64", "hqq-w4g64-b1"], decode=["x", "b1-x"]),
         },
         [
-            "matrix.toml: [[matrix]] number 1: decode[llama-smollm2-135m-hqq-w4g64-b1-x] is the "
-            "id of two cases: of recipe hqq-w4g64 and of hqq-w4g64-b1; rename a workload or label"
+            "matrix.toml: [[matrix]] number 1: decode[llama-smollm2-135m-hqq-w4g64-b1-x] is the ",
+            " is the id of two cases: of recipe hqq-w4g64 and of hqq-w4g64-b1; rename a workload",
         ],
     ),
 }

@@ -213,7 +213,7 @@ def test_affine_is_what_the_layer_computes(llama, hqq, bits):
 @pytest.mark.parametrize(("axis", "columns"), [(0, 128), (1, 96)])
 def test_no_affine_where_groups_cross_rows(hqq, axis, columns):
     quantized = hqq(nn.Sequential(nn.Linear(columns, 64)), axis=axis)
-    with pytest.raises(QuantizeError, match="0: .* a group crosses rows"):
+    with pytest.raises(QuantizeError, match=r"0: .* a group crosses rows"):
         quantized.affine("0")
 
 

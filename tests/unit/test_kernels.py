@@ -110,7 +110,7 @@ def test_packed_bytes_are_those_of_the_buffers(group_size):
 # --- what it refuses -----------------------------------------------------------------------
 
 
-def try_kernel(grouping, scale_rows=None):
+def try_kernel(grouping):
     """The real kernel on a layer grouped like this, its product beside the right one."""
     g = grouping
     codes = torch.randint(0, 2**g.bits, (g.out_features, g.in_features), dtype=torch.int32)
@@ -316,7 +316,6 @@ class Holder(nn.Module):
         self.again = self.parameter
         self.view = self.parameter[2:4]
         self.child = nn.Linear(2, 3, bias=False)
-        self.child.weight.tied = 1
 
 
 def test_every_tensor_counts_and_each_storage_once():

@@ -85,7 +85,9 @@ def test_divergence_and_agreement_are_scipys(scored, base, quantized, protocol):
     ]
     rows, columns = torch.tensor(at).T
     assert len(at) == text.scored_tokens
-    assert metrics["kl_divergence"].value == pytest.approx(float(kl[rows, columns].mean()), rel=1e-5)
+    assert metrics["kl_divergence"].value == pytest.approx(
+        float(kl[rows, columns].mean()), rel=1e-5
+    )
     agreement = float(same[rows, columns].double().mean())
     assert metrics["top1_agreement"].value == pytest.approx(agreement, rel=1e-12)
     assert 0.01 < agreement < 0.9, "the case is not trivial"

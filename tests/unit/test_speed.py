@@ -1,0 +1,262 @@
+"""Paired speed, of models whose steps take a known time."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+from bitgate.catalog import PhaseWorkload
+from bitgate.measure import speed
+from bitgate.measure.speed import PAIRS_PER_BATCH, WARM_STEPS, paired_steps, prompt_of, timed
+
+
+class Sleeper:
+    """A served model that sleeps; `log`, shared by two, says who did what."""
+
+    vocabulary = 100
+    packed_layers, expected_layers = 3, 4
+
+    def __init__(self, name, log, step=0.0, prompt=0.0):
+        self.name, self.log, self.step, self.prompt = name, log, step, prompt
+        self.room = 0
+
+    def prefill(self, tokens, room):
+        self.log.append((self.name, "prefill"))
+        self.room = room
+        time.sleep(self.prompt)
+
+    def decode_step(self):
+        assert self.room > 0, "the output is exhausted"
+        self.room -= 1
+        self.log.append((self.name, "step"))
+        time.sleep(self.step)
+
+
+def decoding(**changes):
+    return PhaseWorkload(**{"kind": "decode", "name": "b1", "prompt": 4, "output": 100, **changes})
+
+
+def prefilling(**changes):
+    return PhaseWorkload(**{"kind": "prefill", "name": "p4", "prompt": 4, **changes})
+
+
+def run(items_of, workload, base, quantized, limit=8):
+    """The log and the observations of a measurement."""
+    log = []
+    models = Sleeper("B", log, **quantized), Sleeper("A", log, **base)
+    measurement = paired_steps(*models, workload, limit)
+    return log, items_of(measurement), measurement
+
+
+@pytest.fixture(scope="module")
+def decoded(items_of):
+    """Steps of 4 ms beside steps of 8 ms."""
+    return run(items_of, decoding(output=200, batch=2), {"step": 0.008}, {"step": 0.004})
+
+
+@pytest.fixture(scope="module")
+def prefilled(items_of):
+    return run(items_of, prefilling(batch=3), {"prompt": 0.03}, {"prompt": 0.06})
+
+
+@pytest.fixture
+def short_steps(monkeypatch):
+    """Steps need not last long where it is not time that is tested."""
+    monkeypatch.setattr(speed, "SHORTEST_STEP", 0.002)
+
+
+def runs_of(log):
+    """Consecutive calls of one model, counted: [["A", "prefill", 1], ["A", "step", 3], ...]."""
+    found = []
+    for name, what in log:
+        if found and found[-1][:2] == [name, what]:
+            found[-1][2] += 1
+        else:
+            found.append([name, what, 1])
+    return found
+
+
+# --- decoding ------------------------------------------------------------------------------
+
+
+def test_turns_alternate(decoded):
+    log, items, _ = decoded
+    assert items["order"].tolist() == ["AB", "BA"] * 4
+    assert items["pair"].tolist() == list(range(8))
+    steps = int(items["tokens"][0]) // 2
+    # AB BA AB BA: the same model ends a pair and begins the next
+    first = log.index(("B", "step")) + WARM_STEPS
+    timed_steps = [name for name, what in log[first:] if what == "step"]
+    assert timed_steps == [name for pair in "ABBA" * 4 for name in [pair] * steps]
+
+
+def test_steps_are_grouped_to_last_long_enough(decoded):
+    _, items, _ = decoded
+    steps = items["tokens"] / 2
+    assert set(steps.tolist()) <= {11.0, 12.0, 13.0}, "50 ms of the faster one, 4 ms at least each"
+    assert items["seconds"].min() > 0.95 * 0.05
+    assert (items["seconds"] >= 0.004 * steps).all()
+    assert (items["base_seconds"] >= 0.008 * steps).all()
+    assert items["cpu_seconds"].max() < 0.02, "sleeping costs no CPU time"
+
+
+def test_the_interval_holds_the_true_ratio(decoded, metrics_of):
+    _, items, measurement = decoded
+    metric = metrics_of(measurement, items)["speedup"]
+    assert metric.low < 2 < metric.high
+    assert metric.value == pytest.approx(
+        math.exp(np.median(np.log(items["base_seconds"] / items["seconds"]))), rel=1e-12
+    )
+    # never narrower than processes differ: 2.326 standard deviations at 98 %
+    assert metric.high / metric.value >= math.exp(2.326 * 0.05)
+    assert metric.value / metric.low == pytest.approx(metric.high / metric.value)
+    assert (metric.interval.unit, metric.interval.n) == ("process", 1)
+    assert "8 steps" in metric.interval.method
+    assert "5.0 % between processes" in metric.interval.method
+
+
+def test_speed_and_latency_are_one_quantity(decoded, metrics_of):
+    _, items, measurement = decoded
+    metrics = metrics_of(measurement, items)
+    own, latency = metrics["tokens_per_second"], metrics["latency_ms"]
+    # two sequences at once: a step makes two tokens
+    assert latency.value == pytest.approx(
+        1000 * np.exp(np.median(np.log(items["seconds"] / items["tokens"] * 2))), rel=1e-12
+    )
+    assert own.value * latency.value == pytest.approx(2 * 1000)
+    assert 4 <= latency.value < 5
+    assert metrics["base_tokens_per_second"].value <= 2 / 0.008
+    for metric in (own, latency, metrics["base_tokens_per_second"]):
+        assert metric.high / metric.low >= math.exp(2 * 2.326 * 0.45)
+    packed = metrics["packed_layers"]
+    assert (packed.value, packed.expected) == (3, 4)
+
+
+def test_the_prompt_starts_again_when_the_output_is_used_up(items_of, short_steps):
+    log, items, _ = run(items_of, decoding(output=10), {"step": 0.001}, {"step": 0.001})
+    steps = int(items["tokens"][0])
+    assert steps in (1, 2)
+    calls = runs_of(log)
+    assert calls[:4] == [
+        ["A", "prefill", 1],
+        ["B", "prefill", 1],
+        ["A", "step", 3],
+        ["B", "step", 3],
+    ]
+    starts = [number for number, call in enumerate(calls) if call[:2] == ["A", "prefill"]]
+    assert len(starts) == 1 + math.ceil((8 - 7 // steps) / (10 // steps))
+    for start in starts:
+        assert calls[start + 1] == ["B", "prefill", 1], "both at once, outside of what is timed"
+    assert len(items["pair"]) == 8
+
+
+def test_an_output_that_is_too_short_says_what_it_takes(items_of):
+    with pytest.raises(ValueError) as caught:
+        run(items_of, decoding(output=10), {"step": 0.004}, {"step": 0.008})
+    message = str(caught.value)
+    assert message.startswith("workload b1: output: 10 tokens are too few for steps of 50 ms")
+    enough = int(message.rsplit(" ", 1)[1])
+    assert enough in (14, 15, 16)
+    run(items_of, decoding(output=enough + 1), {"step": 0.004}, {"step": 0.008}, limit=1)
+
+
+def test_so_few_tokens_that_not_even_the_first_steps_fit(items_of, short_steps):
+    with pytest.raises(ValueError, match="output: 2 tokens are too few"):
+        run(items_of, decoding(output=2), {"step": 0.004}, {"step": 0.004})
+
+
+@pytest.mark.parametrize("limit", [1, 5, 12])
+def test_the_limit(items_of, short_steps, limit):
+    models = Sleeper("B", [], step=0.001), Sleeper("A", [], step=0.001)
+    measurement = paired_steps(*models, decoding(), limit)
+    batches = list(measurement.batches())
+    sizes = [len(batch.seconds) for batch in batches]
+    assert sum(sizes) == limit
+    assert all(size == PAIRS_PER_BATCH for size in sizes[:-1])
+    for batch in batches:
+        assert list(batch.seconds) == batch.items["seconds"]
+        assert {len(column) for column in batch.items.values()} == {len(batch.seconds)}
+
+
+def test_stopping_early_runs_nothing_more(items_of, short_steps):
+    log = []
+    measurement = paired_steps(
+        Sleeper("B", log, step=0.001), Sleeper("A", log, step=0.001), decoding(), 200
+    )
+    batches = measurement.batches()
+    next(batches)
+    seen = len(log)
+    batches.close()
+    assert len(log) == seen
+
+
+# --- prefill -------------------------------------------------------------------------------
+
+
+def test_prompts_are_read_in_turns(prefilled, metrics_of):
+    log, items, measurement = prefilled
+    assert {what for _, what in log} == {"prefill"}
+    assert items["order"].tolist() == ["AB", "BA"] * 4
+    times = int(items["tokens"][0]) // (3 * 4)
+    assert times == 2, "30 ms twice, to last 50"
+    timed_prompts = [name for name, _ in log[-2 * 8 * times :]]
+    assert timed_prompts == [name for pair in "ABBA" * 4 for name in [pair] * times]
+    metrics = metrics_of(measurement, items)
+    assert metrics["speedup"].low < 0.5 < metrics["speedup"].high
+    assert 60 <= metrics["latency_ms"].value < 70, "of the whole prompt"
+    assert metrics["tokens_per_second"].value == pytest.approx(
+        3 * 4 * 1000 / metrics["latency_ms"].value
+    )
+
+
+# --- a real model --------------------------------------------------------------------------
+
+
+def test_a_model_beside_itself(llama, served, items_of, metrics_of, short_steps):
+    base = llama()
+    workload = decoding(prompt=4, output=20)
+    measurement = paired_steps(served(base), served(base), workload, 8)
+    metrics = metrics_of(measurement, items_of(measurement))
+    assert 0.5 < metrics["speedup"].value < 2
+    measurement = paired_steps(served(base), served(base), prefilling(prompt=16), 8)
+    metrics = metrics_of(measurement, items_of(measurement))
+    assert 0.5 < metrics["speedup"].value < 2
+
+
+# --- parts ---------------------------------------------------------------------------------
+
+
+def test_prompts_are_the_same_every_time():
+    workload = decoding(batch=2, prompt=7)
+    prompt = prompt_of(workload, 50)
+    assert prompt.shape == (2, 7)
+    assert 0 <= int(prompt.min()) < int(prompt.max()) < 50
+    assert (prompt == prompt_of(workload, 50)).all()
+
+
+def test_wall_and_cpu_time():
+    wall, cpu = timed(lambda: time.sleep(0.02))
+    assert 0.02 <= wall < 0.2
+    assert cpu < 0.01
+
+    def busy():
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    wall, cpu = timed(busy)
+    assert cpu >= 0.02
+    assert wall >= 0.9 * cpu
+
+
+def test_no_garbage_is_collected_while_timing():
+    import gc
+
+    seen = []
+    timed(lambda: seen.append(gc.isenabled()))
+    assert seen == [False]
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        timed(lambda: 1 / 0)
+    assert gc.isenabled()
