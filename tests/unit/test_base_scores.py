@@ -296,6 +296,18 @@ def test_an_entry_evicted_between_looking_and_reading(live, text, monkeypatch):
     assert cached(live).scores(text, 0, 64).log_probs.dtype == torch.float32, "live"
 
 
+def test_a_damaged_entry_is_scored_live_and_built_again(live, text, cache):
+    expected = cached(live).scores(text, 0, 64)
+    (file,) = cache.rglob(base_scores.FILE)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert cached(live).scores(text, 0, 64).log_probs.dtype == torch.float32, "live"
+    assert all(
+        torch.equal(x, y) for x, y in zip(cached(live).scores(text, 0, 64), expected, strict=True)
+    )
+    assert file.read_bytes() == whole
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_a_failing_build_leaves_nothing(live, text, cache, monkeypatch, error):
     def fail(path, scores):
