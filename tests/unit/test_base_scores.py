@@ -300,6 +300,7 @@ def test_a_damaged_entry_is_scored_live_and_built_again(live, text, cache):
     expected = cached(live).scores(text, 0, 64)
     (file,) = cache.rglob(base_scores.FILE)
     whole = file.read_bytes()
+    file.unlink()  # what was read stays mapped into memory
     file.write_bytes(whole[: len(whole) // 2])
     assert cached(live).scores(text, 0, 64).log_probs.dtype == torch.float32, "live"
     assert all(
