@@ -32,8 +32,7 @@ def write(reporter: pytest.TerminalReporter, session: Session) -> None:
         names = ", ".join(map(repr, idle))
         reporter.write_line(f"{len(idle)} gates met no case of this run: {names}", light=True)
     if previous is not None:
-        changes = terminal.changes(session.results, previous, records_of(previous))
-        for line in changes:
+        for line in terminal.changes(session.results, previous, records_of(previous)):
             reporter.write_line(line)
     for path in session.saved:
         reporter.write_line(f"saved {_short(config, path)}, per-item scores beside it (.parquet)")

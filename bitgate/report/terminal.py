@@ -148,6 +148,8 @@ def changes(
 
     Absolute times are left out: they are not comparable between runs.
     """
+    if not before:
+        return [f"since {path.stem}: nothing to compare, it has no records of this version"]
     lines, compared = [], 0
     for result in results:
         old = before.get(result.case.key)
