@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -111,6 +112,17 @@ class Metric:
         if self.expected is not None:
             return f"{text} (exact, expected {number(self.expected, digits)})"
         return f"{text} (exact)"
+
+    @classmethod
+    def of_record(cls, name: str, record: Mapping[str, Any]) -> Metric:
+        """The metric that `record` was made of."""
+        interval = record["interval"]
+        return cls(
+            name,
+            record["value"],
+            None if interval == "exact" else Interval(**interval),
+            record.get("expected"),
+        )
 
     def __str__(self) -> str:
         return self.text()

@@ -19,7 +19,7 @@ class Verdict:
 
     metric: str
     outcome: Literal["pass", "fail", "inconclusive", "expected-fail"]
-    rule: Rule
+    gate: str
     text: str
 
 
@@ -91,7 +91,7 @@ def judge(metric: Metric | None, rule: Rule, short: str = "") -> Verdict:
 def _verdict(
     outcome: Literal["pass", "fail", "inconclusive", "expected-fail"], rule: Rule, text: str
 ) -> Verdict:
-    return Verdict(rule.metric, outcome, rule, f"{text} {rule.source}")
+    return Verdict(rule.metric, outcome, rule.gate, f"{text} {rule.source}")
 
 
 def _limits(metric: Metric, bound: Bound) -> Iterator[_Limit]:

@@ -34,6 +34,8 @@ class Result:
     items: Mapping[str, np.ndarray] = field(default_factory=dict)
     looks: int = 0
     seconds: float = 0.0
+    #: the gates of every rule that met the case, also of those overridden
+    met: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -61,7 +63,7 @@ class Result:
             "execution": asdict(self.execution),
             "metrics": {metric.name: metric.record() for metric in self.metrics},
             "verdicts": [
-                {"metric": v.metric, "outcome": v.outcome, "gate": v.rule.gate, "text": v.text}
+                {"metric": v.metric, "outcome": v.outcome, "gate": v.gate, "text": v.text}
                 for v in self.verdicts
             ],
             "outcome": self.outcome,
@@ -70,6 +72,36 @@ class Result:
             "versions": versions(),
             "commit": commit(),
         }
+
+    def parcel(self) -> dict[str, Any]:
+        """All of it as JSON, the items too: what `of_parcel` takes."""
+        return {
+            "case": self.case.key,
+            "record": None if self.execution is None else self.record(),
+            "items": {name: values.tolist() for name, values in self.items.items()},
+            "met": self.met,
+            "note": self.note,
+        }
+
+    @classmethod
+    def of_parcel(cls, case: Case, parcel: Mapping[str, Any]) -> Result:
+        """The result of `case` that another process has measured."""
+        import numpy as np
+
+        record = parcel["record"]
+        if record is None:
+            return cls(case, None, [], [], note=parcel["note"])
+        return cls(
+            case,
+            Execution(**record["execution"]),
+            [Metric.of_record(name, metric) for name, metric in record["metrics"].items()],
+            [Verdict(**verdict) for verdict in record["verdicts"]],
+            {name: np.asarray(values) for name, values in parcel["items"].items()},
+            record["looks"],
+            record["seconds"],
+            tuple(parcel["met"]),
+            parcel["note"],
+        )
 
 
 def not_measured(case: Case, why: str) -> Result:

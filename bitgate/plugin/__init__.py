@@ -21,6 +21,7 @@ from bitgate.plugin.fixtures import (
 from bitgate.plugin.hooks import (
     pytest_configure,
     pytest_report_header,
+    pytest_runtest_makereport,
     pytest_runtest_protocol,
     pytest_runtest_setup,
     pytest_sessionfinish,
@@ -40,6 +41,7 @@ __all__ = [
     "pytest_configure",
     "pytest_generate_tests",
     "pytest_report_header",
+    "pytest_runtest_makereport",
     "pytest_runtest_protocol",
     "pytest_runtest_setup",
     "pytest_sessionfinish",

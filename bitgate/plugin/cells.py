@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(
             f"{metafunc.definition.nodeid}: workload({kind!r}): there is {', '.join(KINDS)}"
         )
-    cases = [c for c in session_of(metafunc.config).due().values() if c.kind == kind]
+    cases = [c for c in session_of(metafunc.config).due.values() if c.kind == kind]
     keys = [case.key for case in cases]
     metafunc.parametrize("case", keys, ids=[case.id for case in cases], indirect=True)
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session = config.stash.get(SESSION, None)
     if session is None:
         return
-    due = session.due()
+    due = session.due
     models: dict[str, int] = {}
     cells: dict[str, int] = {}
     for item in items:
@@ -49,4 +49,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return (models[case.cell.model.name], cells[case.cell.id], KINDS.index(case.kind))
 
     items.sort(key=place)  # stable: everything else stays as pytest ordered it
+    session.order = {item.nodeid: number for number, item in enumerate(items)}
     session.budget.plan([item.stash[CASE].key for item in items if CASE in item.stash])

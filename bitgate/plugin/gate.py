@@ -13,7 +13,7 @@ from bitgate.gates.rules import matching, resolve
 from bitgate.history.record import Result
 from bitgate.measure.measurement import Measurement
 from bitgate.plugin.benchmark import Rounds
-from bitgate.plugin.session import InconclusiveWarning, Session
+from bitgate.plugin.session import RESULT, InconclusiveWarning, Session
 
 
 class GateFixture:
@@ -34,7 +34,6 @@ class GateFixture:
         `extra_info`, and what missed its bound fails the test, all of it at once.
         """
         rules = matching(self.session.thresholds, self.case, self.execution)
-        self.session.met.update(rule.gate for rule in rules)
         with Rounds(benchmark) as rounds:
             decision = decide(
                 measurement,
@@ -50,8 +49,9 @@ class GateFixture:
             decision.items,
             decision.looks,
             self.session.budget.cost_so_far(),
+            tuple({rule.gate: None for rule in rules}),
         )
-        self.session.results.append(result)
+        self.node.stash[RESULT] = result
         benchmark.extra_info["bitgate"] = result.record()
         self._tell(decision)
 

@@ -10,17 +10,20 @@ from bitgate import kernels, quantize
 from bitgate.catalog import CatalogError, load
 from bitgate.gates import thresholds as gates
 from bitgate.gates.thresholds import ThresholdsError
-from bitgate.plugin import options
+from bitgate.plugin import benchmark, options, parcel
 from bitgate.plugin.budget import Budget
-from bitgate.plugin.session import CASE, SESSION, Session, session_of
+from bitgate.plugin.session import CASE, RESULT, SESSION, Session, session_of
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    benchmark.before_its_session(config)
     config.addinivalue_line(
         "markers",
         "workload(kind): the workload of this benchmark (quantize, perplexity, decode, prefill); "
         "the matrix says which cells meet it.",
     )
+    if not benchmark.is_worker(config):
+        config.pluginmanager.register(Books(config), "bitgate-books")
     wanted = options.read(config)
     if not (wanted.catalog / "matrix.toml").is_file() and config.getoption("catalog") is None:
         return  # a project without benchmarks; those that ask for a case are told
@@ -50,7 +53,9 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
+    benchmark.switch_on(session.config)
     if SESSION in session.config.stash:
         session.config.stash[SESSION].budget.start()
         from bitgate.plugin import progress
@@ -81,19 +86,52 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         from bitgate.history.record import not_measured
 
         why = f"inconclusive: not measured, the budget of {session.budget.minutes} is spent"
-        session.results.append(not_measured(case, why))
+        item.stash[RESULT] = not_measured(case, why)
         if session.options.fail_inconclusive:
             pytest.fail(f"{why}; raise --budget or run fewer cells", pytrace=False)
         pytest.skip(f"{why}; raise --budget or run fewer cells")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    """What a case has measured leaves with its last report."""
+    report: pytest.TestReport = yield
+    if report.when == "teardown":
+        parcel.attach(item, report)
+    return report
+
+
+class Books:
+    """Kept by the controller, or by the only process there is."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        arrived = parcel.take(report)
+        if arrived is not None:
+            parcel.enter(self.config, arrived, here=not benchmark.is_distributed(self.config))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        session = self.config.stash.get(SESSION, None)
+        if session is not None and not session.order:
+            session.order = {nodeid: number for number, nodeid in enumerate(ids)}
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    """Around pytest-benchmark's saving: what changed is read before, scores are saved after."""
+    """Around pytest-benchmark's saving: records in order before, per-item scores after."""
     config = session.config
+    if benchmark.is_worker(config):
+        benchmark.switch_off(config)
+        return (yield)
     if SESSION not in config.stash:
         return (yield)
     from bitgate.plugin import saving
+
+    benchmark.sort(config, config.stash[SESSION].order)
 
     with saving.beside_the_run(config, config.stash[SESSION]):
         return (yield)

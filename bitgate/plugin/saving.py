@@ -19,7 +19,7 @@ def beside_the_run(config: pytest.Config, session: Session) -> Iterator[None]:
 
     def saved(path: Path) -> None:
         session.saved.append(str(path))
-        write_items(path.with_suffix(".parquet"), session.results)
+        write_items(path.with_suffix(".parquet"), session.in_order())
 
     benchmark.on_save(config, saved)
     yield

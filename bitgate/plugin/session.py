@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,17 +30,29 @@ class Session:
     catalog: Catalog
     thresholds: Thresholds
     budget: Budget
-    results: list[Result] = field(default_factory=list)
-    #: the gates of every rule that met a case, also of those overridden
-    met: set[str] = field(default_factory=set)
+    #: what was measured, by node id
+    results: dict[str, Result] = field(default_factory=dict)
+    #: node ids in the order of collection
+    order: dict[str, int] = field(default_factory=dict)
     saved: list[str] = field(default_factory=list)
 
+    @cached_property
     def due(self) -> dict[str, Case]:
+        """The cases of this cadence by key."""
         return {case.key: case for case in self.catalog.cases(self.options.cadence)}
+
+    def in_order(self) -> list[Result]:
+        """What was measured, as it was collected."""
+        last = len(self.order)
+        return [
+            self.results[nodeid]
+            for nodeid in sorted(self.results, key=lambda nodeid: self.order.get(nodeid, last))
+        ]
 
 
 SESSION = pytest.StashKey[Session]()
 CASE = pytest.StashKey[Case]()
+RESULT: pytest.StashKey[Result] = pytest.StashKey()
 
 
 def session_of(config: pytest.Config) -> Session:

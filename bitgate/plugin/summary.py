@@ -22,17 +22,17 @@ def write(reporter: pytest.TerminalReporter, session: Session) -> None:
     reporter.section("bitgate", sep="=", bold=True)
     reporter.write(
         terminal.render(
-            session.results,
+            session.in_order(),
             width=reporter._tw.fullwidth if reporter.isatty else LOG_WIDTH,
             colour=reporter.hasmarkup,
         )
     )
-    idle = unmatched(session.thresholds, session.met)
+    idle = unmatched(session.thresholds, {gate for r in session.results.values() for gate in r.met})
     if idle:
         names = ", ".join(map(repr, idle))
         reporter.write_line(f"{len(idle)} gates met no case of this run: {names}", light=True)
     if previous is not None:
-        for line in terminal.changes(session.results, previous, records_of(previous)):
+        for line in terminal.changes(session.in_order(), previous, records_of(previous)):
             reporter.write_line(line)
     for path in session.saved:
         reporter.write_line(f"saved {_short(config, path)}, per-item scores beside it (.parquet)")
