@@ -6,6 +6,6 @@ from bitgate.measure.speed import paired_steps
 
 
 @pytest.mark.workload("prefill")
-def test_prefill(quantized, base, workload, benchmark, gate):
+def test_prefill(quantized, base, workload, quiet, benchmark, gate):
     """A whole prompt at once, in turn with the base."""
-    gate.decide(benchmark, paired_steps(quantized, base, workload))
+    gate.decide(benchmark, paired_steps(quantized, base, workload, quiet.alone))

@@ -34,6 +34,8 @@ class Result:
     items: Mapping[str, np.ndarray] = field(default_factory=dict)
     looks: int = 0
     seconds: float = 0.0
+    #: seconds that the case has waited for others on its host
+    waited: float = 0.0
     #: the gates of every rule that met the case, also of those overridden
     met: tuple[str, ...] = ()
     note: str = ""
@@ -69,6 +71,7 @@ class Result:
             "outcome": self.outcome,
             "looks": self.looks,
             "seconds": self.seconds,
+            "waited": self.waited,
             "versions": versions(),
             "commit": commit(),
         }
@@ -99,6 +102,7 @@ class Result:
             {name: np.asarray(values) for name, values in parcel["items"].items()},
             record["looks"],
             record["seconds"],
+            record["waited"],
             tuple(parcel["met"]),
             parcel["note"],
         )

@@ -11,9 +11,9 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from bitgate.measure.measurement import Items
 
+#: what to time of base and quantized model, and how many tokens each then handles
+Pair = tuple[Callable[[], None], Callable[[], None], int]
+
 SHORTEST_STEP = 0.05  #: seconds
 LEAST_PAIRS = 8
 PAIRS_PER_BATCH = 4
@@ -41,10 +44,17 @@ TIME_SPREAD = 0.45
 
 
 def paired_steps(
-    quantized: Served, base: Served, workload: PhaseWorkload, limit: int = 200
+    quantized: Served,
+    base: Served,
+    workload: PhaseWorkload,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    limit: int = 200,
 ) -> PairedSteps:
-    """Time decode steps, or prompts read, of both models in turn; at most `limit` pairs."""
-    return PairedSteps(quantized, base, workload, limit)
+    """Time decode steps, or prompts read, of both models in turn; at most `limit` pairs.
+
+    `alone` is entered around all that is timed: whoever shares this machine waits meanwhile.
+    """
+    return PairedSteps(quantized, base, workload, alone, limit)
 
 
 class PairedSteps:
@@ -53,17 +63,28 @@ class PairedSteps:
     least = LEAST_PAIRS
 
     def __init__(
-        self, quantized: Served, base: Served, workload: PhaseWorkload, limit: int
+        self,
+        quantized: Served,
+        base: Served,
+        workload: PhaseWorkload,
+        alone: Callable[[], AbstractContextManager[None]],
+        limit: int,
     ) -> None:
         self.quantized = quantized
         self.base = base
         self.workload = workload
+        self.alone = alone
         self.limit = limit
         self.prompt = prompt_of(workload, base.vocabulary)
 
     def batches(self) -> Iterator[Batch]:
         decoding = self.workload.kind == "decode"
         pairs = self._decode_pairs() if decoding else self._prefill_pairs()
+        first = next(pairs)  # compiled and warm, while others may still work
+        with self.alone():
+            yield from self._timed(chain([first], pairs))
+
+    def _timed(self, pairs: Iterator[Pair]) -> Iterator[Batch]:
         rows: list[dict[str, Any]] = []
         for number, (run_base, run_quantized, tokens) in enumerate(islice(pairs, self.limit)):
             base_first = number % 2 == 0
@@ -89,7 +110,7 @@ class PairedSteps:
         if rows:
             yield _batch(rows)
 
-    def _decode_pairs(self) -> Iterator[tuple[Callable[[], None], Callable[[], None], int]]:
+    def _decode_pairs(self) -> Iterator[Pair]:
         steps = 0  # per timed step; found once the first steps are known
         room = self.workload.output
         while True:
@@ -119,7 +140,7 @@ class PairedSteps:
             timed(served.decode_step)[0] for _ in range(min(WARM_STEPS, self.workload.output))
         )
 
-    def _prefill_pairs(self) -> Iterator[tuple[Callable[[], None], Callable[[], None], int]]:
+    def _prefill_pairs(self) -> Iterator[Pair]:
         for served in (self.base, self.quantized):
             served.prefill(self.prompt, 0)
         fastest = min(

@@ -7,6 +7,11 @@ from bitgate.plugin.cells import (
     pytest_collection_modifyitems,
     pytest_generate_tests,
 )
+from bitgate.plugin.devices import (
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+    pytest_xdist_setupnodes,
+)
 from bitgate.plugin.fixtures import (
     base,
     case,
@@ -14,6 +19,7 @@ from bitgate.plugin.fixtures import (
     execution,
     gate,
     quantized,
+    quiet,
     shelf,
     text,
     workload,
@@ -47,7 +53,11 @@ __all__ = [
     "pytest_sessionfinish",
     "pytest_sessionstart",
     "pytest_terminal_summary",
+    "pytest_xdist_auto_num_workers",
+    "pytest_xdist_make_scheduler",
+    "pytest_xdist_setupnodes",
     "quantized",
+    "quiet",
     "shelf",
     "text",
     "workload",

@@ -158,3 +158,11 @@ def sort(config: pytest.Config, order: dict[str, int]) -> None:
     """Records in the order in which their tests were collected, whoever finished first."""
     session = config._benchmarksession  # type: ignore[attr-defined]
     session.benchmarks.sort(key=lambda record: order.get(record.fullname, len(order)))
+
+
+def stealing_scheduler(config: pytest.Config, log: Any) -> Any:
+    """xdist's scheduler that gives each worker a block of consecutive tests, and lets those who
+    are done early take from the others' ends."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)

@@ -18,8 +18,9 @@ class Budget:
     all cases still to come. A case is not begun when what is left does not cover its cost.
     """
 
-    def __init__(self, seconds: float | None, costs: dict[str, float]) -> None:
+    def __init__(self, seconds: float | None, costs: dict[str, float], workers: int = 1) -> None:
         self.seconds = seconds
+        self.workers = workers
         self.costs = costs
         self.spent: dict[str, float] = {}
         self._started = monotonic()
@@ -28,13 +29,13 @@ class Budget:
         self._until: float | None = None
 
     @classmethod
-    def of(cls, seconds: float | None, recorded: Path) -> Budget:
+    def of(cls, seconds: float | None, recorded: Path, workers: int = 1) -> Budget:
         """With the costs that are recorded in a TOML file, if there is one."""
         costs = read_toml(recorded).get("seconds", {})
         for key, value in costs.items():
             if not isinstance(value, (int, float)) or value < 0:
                 raise CatalogError(f"{recorded}: seconds.{key}: expected a number of seconds")
-        return cls(seconds, {key: float(value) for key, value in costs.items()})
+        return cls(seconds, {key: float(value) for key, value in costs.items()}, workers)
 
     @property
     def minutes(self) -> str:
@@ -66,13 +67,21 @@ class Budget:
         if self.seconds is None:
             return
         still = sum(self.cost(other) for other in self._waiting) or self.cost(key)
-        share = (self.seconds - self.used) * self.cost(key) / still
+        left = self.seconds - self.used
+        # every worker waits for all cases that it has not run itself, whoever runs them
+        share = min(left, self.workers * left * self.cost(key) / still)
         self._until = self._begun + max(share, 0.0)
 
     def end(self, key: str) -> None:
         self.spent[key] = self.cost_so_far()
         self._waiting.pop(key, None)
         self._until = None
+
+    def pause(self, seconds: float) -> None:
+        """The case now running has waited for others: that is not its cost."""
+        self._begun += seconds
+        if self._until is not None:
+            self._until += seconds
 
     def cost_so_far(self) -> float:
         """Seconds that the case now running has taken, its preparations included."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bitgate.kernels.served import Served
     from bitgate.measure.base import BaseModel
     from bitgate.plugin.gate import GateFixture
+    from bitgate.plugin.quiet import Quiet
     from bitgate.plugin.shelf import Shelf
     from bitgate.sources import Windows
 
@@ -71,6 +72,12 @@ def quantized(shelf: Shelf, case: Case, execution: Execution) -> Served:
 def text(shelf: Shelf, case: Case) -> Windows:
     """The windows of the workload's text, as this model's tokens."""
     return shelf.text(case)
+
+
+@pytest.fixture
+def quiet(request: pytest.FixtureRequest) -> Quiet:
+    """`quiet.alone()`: while it is entered, no other worker of this host is at work."""
+    return session_of(request.config).quiet
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ class GateFixture:
             decision.items,
             decision.looks,
             self.session.budget.cost_so_far(),
+            self.session.quiet.waited,
             tuple({rule.gate: None for rule in rules}),
         )
         self.node.stash[RESULT] = result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -10,12 +10,14 @@ from bitgate import kernels, quantize
 from bitgate.catalog import CatalogError, load
 from bitgate.gates import thresholds as gates
 from bitgate.gates.thresholds import ThresholdsError
-from bitgate.plugin import benchmark, options, parcel
+from bitgate.plugin import benchmark, devices, options, parcel
 from bitgate.plugin.budget import Budget
+from bitgate.plugin.quiet import Quiet
 from bitgate.plugin.session import CASE, RESULT, SESSION, Session, session_of
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    devices.refuse_too_many(config)
     benchmark.before_its_session(config)
     config.addinivalue_line(
         "markers",
@@ -35,10 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
             name = str(wanted.thresholds.relative_to(config.rootpath))
         rules = gates.load(wanted.thresholds, name)
         gates.check(rules, catalog.cases(), kernels.DEVICES, kernels.NAMES)
-        budget = Budget.of(wanted.budget, wanted.catalog / "costs.toml")
+        budget = Budget.of(wanted.budget, wanted.catalog / "costs.toml", wanted.workers)
     except (CatalogError, ThresholdsError) as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[SESSION] = Session(wanted, catalog, rules, budget)
+    config.stash[SESSION] = Session(wanted, catalog, rules, budget, Quiet.of(config, budget.pause))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -69,11 +71,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     if CASE not in item.stash:
         return (yield)
     session, key = session_of(item.config), item.stash[CASE].key
-    session.budget.begin(key)
-    try:
-        return (yield)
-    finally:
-        session.budget.end(key)
+    with session.quiet.working():
+        session.budget.begin(key)
+        try:
+            return (yield)
+        finally:
+            session.budget.end(key)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -93,9 +96,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a case has measured leaves with its last report."""
-    report: pytest.TestReport = yield
+    report = yield
     if report.when == "teardown":
         parcel.attach(item, report)
     return report

@@ -30,6 +30,8 @@ class Options:
     device: str
     #: threads of quality work on a CPU
     threads: int
+    #: processes that share this run
+    workers: int
     #: whether an undecided gate is red
     fail_inconclusive: bool
 
@@ -74,7 +76,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="Threads on a CPU, where a workload does not say. Default: half of the cores.",
+        help="Threads on a CPU, where a workload does not say. Default: half of the cores, divided "
+        "among workers.",
+    )
+    group.addoption(
+        "--devices",
+        default=None,
+        metavar="IDS",
+        help="Pool of accelerators for -n, comma-separated; each worker gets one of its own. "
+        "Default: CUDA_VISIBLE_DEVICES.",
+    )
+    group.addoption(
+        "--share-devices",
+        action="store_true",
+        help="Let several workers use one device.",
+    )
+    group.addoption(
+        "--quiet-timing",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="Whether timed rounds wait until no other worker of this host is at work. Default: on "
+        "a CPU, whose cores they share.",
     )
     group.addoption(
         "--fail-inconclusive",
@@ -91,6 +113,7 @@ def _minutes(text: str) -> float:
 
 
 def read(config: pytest.Config) -> Options:
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
     cadence: Cadence = config.getoption("cadence")
     minutes = config.getoption("budget") or BUDGETS[cadence]
     return Options(
@@ -101,7 +124,8 @@ def read(config: pytest.Config) -> Options:
         device=config.getoption("device"),
         # more threads than half of the logical cores share their arithmetic units, and on a busy
         # machine they wait for each other
-        threads=config.getoption("threads") or max(1, (os.cpu_count() or 1) // 2),
+        threads=config.getoption("threads") or max(1, (os.cpu_count() or 1) // 2 // workers),
+        workers=workers,
         fail_inconclusive=config.getoption("fail_inconclusive"),
     )
 

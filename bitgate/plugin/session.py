@@ -13,6 +13,7 @@ from bitgate.gates.thresholds import Thresholds
 from bitgate.plugin import options
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.options import Options
+from bitgate.plugin.quiet import Quiet
 
 if TYPE_CHECKING:
     from bitgate.history.record import Result
@@ -30,6 +31,7 @@ class Session:
     catalog: Catalog
     thresholds: Thresholds
     budget: Budget
+    quiet: Quiet
     #: what was measured, by node id
     results: dict[str, Result] = field(default_factory=dict)
     #: node ids in the order of collection
