@@ -112,6 +112,17 @@ class Model(Entry):
         None, strict=False, description="directory, if the source has no tokenizer"
     )
 
+    @model_validator(mode="after")
+    def _shapes_need_a_config(self) -> Model:
+        if self.source.kind == "shapes":
+            if self.config is None:
+                raise ValueError("a source of kind shapes needs a `config`")
+            if self.format not in ("transformers", "shapes"):
+                raise ValueError(f"`format` {self.format} does not go with a source of shapes")
+        elif self.format == "shapes":
+            raise ValueError("`format` shapes goes with a source of kind shapes only")
+        return self
+
 
 class Dataset(Entry):
     """An entry of `datasets.toml`: a text together with the protocol it is scored by.
@@ -222,7 +233,11 @@ class Execution:
 
     def fields(self) -> dict[str, str | bool]:
         """What a gate can match on, beside a case's static fields."""
-        return {"device": self.device, "kernel": self.kernel, "compiled": self.compiled}
+        return {
+            "device": self.device.split(":")[0],
+            "kernel": self.kernel,
+            "compiled": self.compiled,
+        }
 
 
 # --- cells ---------------------------------------------------------------------------------

@@ -49,7 +49,13 @@ def main() -> None:
     metavar="CELL",
     help="Which rule holds for each metric of a cell: its id or a glob.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Explain as if run there.")
+@click.option(
+    "--device",
+    type=click.Choice(kernels.DEVICES),
+    default="cpu",
+    show_default=True,
+    help="Explain as if run there.",
+)
 def gates(catalog: Path, thresholds_file: Path, explain: str | None, device: str) -> None:
     """Check thresholds.toml against the whole matrix, and show what holds where.
 
@@ -97,8 +103,18 @@ def _overview(catalog: Catalog, ruled: Thresholds) -> None:
             f"{key} {' or '.join(map(str, values))}" for key, values in gate.match.given().items()
         )
         required = "\n".join(f"{metric} {bound}" for metric, bound in gate.require.items())
-        table.add_row(gate.name, wanted or "everything", required, *map(str, matched.values()))
+        table.add_row(gate.name, wanted or "everything", required, *map(str, matched))
     _print(table)
+
+
+def _meets(ruled: Thresholds, gate: str, case: Case) -> bool:
+    """Whether a gate is for a case, wherever that runs."""
+    return any(
+        rule.gate == gate
+        for device in kernels.DEVICES
+        for execution in _executions(case, device)
+        for rule in rules.matching(ruled, case, execution)
+    )
 
 
 def _explain(catalog: Catalog, ruled: Thresholds, wanted: str, device: str) -> None:
@@ -108,7 +124,9 @@ def _explain(catalog: Catalog, ruled: Thresholds, wanted: str, device: str) -> N
     cases = [
         case
         for case in catalog.cases()
-        if wanted in (case.cell.id, case.id, case.key) or fnmatchcase(case.id, wanted)
+        if wanted in (case.cell.id, case.id, case.key)
+        or fnmatchcase(case.id, wanted)
+        or (wanted.endswith(f"[{case.id}]") and case.kind in wanted)  # a node id of pytest
     ]
     if not cases:
         known = {case.cell.id for case in catalog.cases()}

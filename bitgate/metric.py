@@ -19,6 +19,7 @@ class Spec:
     better: Better
     kinds: tuple[str, ...]
     meaning: str
+    predicted: bool = False  #: whether it comes with an expected value, which `within` needs
 
 
 #: Every metric there is. A gate on a name that is not here is an error, so a typo is seen.
@@ -31,11 +32,11 @@ SPECS: dict[str, Spec] = {
         Spec("kl_divergence", "nat/token", "lower", ("perplexity",), "KL(base || quantized) over the full vocabulary"),
         Spec("top1_agreement", "1", "higher", ("perplexity",), "share of positions where both prefer the same token"),
         Spec("quantize_seconds", "s", "lower", ("quantize",), "time to quantize the model"),
-        Spec("size_mib", "MiB", "lower", ("quantize",), "the saved file; expected: predicted from shapes"),
-        Spec("memory_mib", "MiB", "lower", ("quantize",), "all tensors of the served model; expected: predicted from shapes"),
+        Spec("size_mib", "MiB", "lower", ("quantize",), "the saved file; expected: predicted from shapes", True),
+        Spec("memory_mib", "MiB", "lower", ("quantize",), "all tensors of the served model; expected: predicted from shapes", True),
         Spec("base_size_mib", "MiB", "neither", ("quantize",), "all tensors of the base, tied weights once"),
         Spec("reload_difference", "1", "lower", ("quantize",), "largest logit difference after save and load"),
-        Spec("packed_layers", "layers", "higher", ("quantize", "perplexity", "decode", "prefill"), "layers served by the chosen kernel; expected: all that the recipe quantizes"),
+        Spec("packed_layers", "layers", "higher", ("quantize", "perplexity", "decode", "prefill"), "layers served by the chosen kernel; expected: all that the recipe quantizes", True),
         Spec("speedup", "1", "higher", ("decode", "prefill"), "base's time over quantized time, interleaved"),
         Spec("tokens_per_second", "token/s", "higher", ("decode", "prefill"), "quantized, all sequences together"),
         Spec("base_tokens_per_second", "token/s", "neither", ("decode", "prefill"), "base, all sequences together"),

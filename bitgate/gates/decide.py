@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from bitgate.gates.rules import Rule
-from bitgate.gates.verdict import Verdict, judge
+from bitgate.gates.verdict import Verdict, judge, unruled
 from bitgate.measure.measurement import Batch, Measurement
 from bitgate.metric import Metric
 from bitgate.statistics import TooFewError, spent
@@ -165,6 +165,8 @@ class _Trial:
         self.verdicts = [
             judge(measured.get(name), rule, self.note) for name, rule in self.rules.items()
         ]
+        others = [unruled(metric) for metric in self.metrics if metric.name not in self.rules]
+        self.verdicts += [verdict for verdict in others if verdict is not None]
 
     def _measured(self, level: float) -> list[Metric]:
         """The metrics; none where the measurement ended with too few observations for any."""

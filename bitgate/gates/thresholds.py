@@ -255,7 +255,11 @@ def check(
         for name, wanted in gate.match.given().items():
             for want in wanted:  # one by one: each of a list must be there
                 _fitting([fields for _, fields in possible], name, (want,), where)
-        for metric in gate.require:
+        for metric, bound in gate.require.items():
+            if bound.within is not None and not SPECS[metric].predicted:
+                raise ThresholdsError(
+                    f"{where}: require.{metric}.within: nothing predicts it; give min or max"
+                )
             kinds = SPECS[metric].kinds
             left = [fields for kind, fields in possible if kind in kinds]
             if not left:

@@ -88,6 +88,14 @@ def judge(metric: Metric | None, rule: Rule, short: str = "") -> Verdict:
     )
 
 
+def unruled(metric: Metric) -> Verdict | None:
+    """What is said of a metric without a rule: nothing, unless it is not a finite number, which is
+    never right."""
+    if math.isfinite(metric.value):
+        return None
+    return Verdict(metric.name, "fail", "", f"{metric} is not a finite number [no rule needed]")
+
+
 def _verdict(
     outcome: Literal["pass", "fail", "inconclusive", "expected-fail"], rule: Rule, text: str
 ) -> Verdict:

@@ -39,12 +39,14 @@ class Result:
     #: the gates of every rule that met the case, also of those overridden
     met: tuple[str, ...] = ()
     note: str = ""
+    #: whether it failed before anything could be judged
+    broken: bool = False
 
     @property
     def outcome(self) -> str:
         """The worst verdict; `recorded` where no rule applies."""
         if self.execution is None:
-            return "inconclusive"
+            return "fail" if self.broken else "inconclusive"
         found = {verdict.outcome for verdict in self.verdicts}
         return next((outcome for outcome in OUTCOMES if outcome in found), "recorded")
 
@@ -58,6 +60,7 @@ class Result:
             "cadence": self.case.cadence,
             "model": self.case.cell.model.name,
             "recipe": {
+                "method": recipe.method,
                 **recipe.model_dump(mode="json", exclude_defaults=True),
                 "name": recipe.name,
             },
@@ -109,8 +112,13 @@ class Result:
 
 
 def not_measured(case: Case, why: str) -> Result:
-    """A case that the run had no room for."""
+    """A case that the run had no room for, or did not come to."""
     return Result(case, None, [], [], note=why)
+
+
+def broken(case: Case, why: str) -> Result:
+    """A case that failed before anything could be judged."""
+    return Result(case, None, [], [], note=why, broken=True)
 
 
 def _workload(case: Case) -> dict[str, Any]:

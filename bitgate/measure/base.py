@@ -23,7 +23,7 @@ class BaseModel(TorchServed):
         super().__init__(module, execution)
         identity = {
             "weights": fingerprint,
-            "device": execution.device,
+            "device": _hardware(execution.device),
             "dtype": execution.dtype,
             "attention": str(getattr(module.config, "_attn_implementation", "")),
             "torch": version("torch"),
@@ -34,3 +34,10 @@ class BaseModel(TorchServed):
     def scores(self, windows: Windows, start: int, stop: int) -> BaseScores:
         """Next-token scores of windows `start` to `stop`."""
         return self._scores.scores(windows, start, stop)
+
+
+def _hardware(device: str) -> str:
+    """The kind of device: two of one kind give the same scores."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

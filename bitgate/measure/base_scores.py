@@ -87,6 +87,7 @@ class CachedScores:
             os.utime(folder)  # used now: the last to be evicted
             return _read(folder / FILE)
         except FileNotFoundError:  # another process made room just now
+            shutil.rmtree(folder, ignore_errors=True)
             return self.live.scores(windows, start, stop)
         except SafetensorError:  # damaged: away with it, the next one who asks builds it again
             shutil.rmtree(folder, ignore_errors=True)
@@ -112,8 +113,10 @@ def make_room(needed: int) -> None:
             return
         # renamed first, so that an entry is there whole or not at all
         gone = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        with suppress(OSError):
+        try:
             folder.rename(gone)
+        except OSError:  # someone reads it, or has removed it
+            continue
         shutil.rmtree(gone, ignore_errors=True)
         total -= size
 

@@ -6,6 +6,7 @@ KL(base || quantized) over the full vocabulary, and how often both prefer the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -76,6 +77,7 @@ class PairedScores:
         import torch
         from torch.nn.functional import kl_div
 
+        base = BaseScores(*(tensor.to(logits.device) for tensor in base))
         columns: dict[str, list[Any]] = {
             key: []
             for key in ("window", "document", "tokens", "nll", "base_nll", "kl", "same_top1")
@@ -91,13 +93,15 @@ class PairedScores:
                 ).sum(-1)
                 nll = -log_probs.gather(1, targets[:, None]).double().sum()
                 same = (log_probs.argmax(-1) == base.top1[rows]).sum()
+            # the likeliest of all NaN is the first token, which may even agree
+            known = bool(nll.isfinite() & base.nll[at].isfinite())
             columns["window"].append(window)
             columns["document"].append(int(self.text.document[window]))
             columns["tokens"].append(len(targets))
             columns["nll"].append(float(nll))
             columns["base_nll"].append(float(base.nll[at]))
             columns["kl"].append(float(kl.double().sum()))
-            columns["same_top1"].append(int(same))
+            columns["same_top1"].append(int(same) if known else math.nan)
         return columns
 
     def metrics(self, items: Items, level: float, nominal: float) -> list[Metric]:

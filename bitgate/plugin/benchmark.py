@@ -55,8 +55,8 @@ def storage_path(config: pytest.Config) -> Path | None:
 
 def json_path(config: pytest.Config) -> Path | None:
     """The file of --benchmark-json, if it was asked for."""
-    path: Any = config._benchmarksession.json  # type: ignore[attr-defined]
-    return None if not path else Path(getattr(path, "name", path))
+    path = config._benchmarksession.json  # type: ignore[attr-defined]
+    return Path(path) if path else None
 
 
 def on_save(config: pytest.Config, told: Callable[[Path], None]) -> None:

@@ -31,7 +31,10 @@ class Budget:
     @classmethod
     def of(cls, seconds: float | None, recorded: Path, workers: int = 1) -> Budget:
         """With the costs that are recorded in a TOML file, if there is one."""
-        costs = read_toml(recorded).get("seconds", {})
+        tables = read_toml(recorded)
+        if tables.keys() - {"seconds"}:
+            raise CatalogError(f"{recorded}: expected one table, [seconds]")
+        costs = tables.get("seconds", {})
         for key, value in costs.items():
             if not isinstance(value, (int, float)) or value < 0:
                 raise CatalogError(f"{recorded}: seconds.{key}: expected a number of seconds")
@@ -40,6 +43,11 @@ class Budget:
     @property
     def minutes(self) -> str:
         return "no limit" if self.seconds is None else f"{self.seconds / 60:g} min"
+
+    @property
+    def left(self) -> float:
+        """Seconds; infinite without a limit."""
+        return float("inf") if self.seconds is None else self.seconds - self.used
 
     @property
     def used(self) -> float:
@@ -53,14 +61,24 @@ class Budget:
         self._waiting = dict.fromkeys(keys)
 
     def cost(self, key: str) -> float:
-        """What a case has cost; for one that never ran, what is usual."""
+        """What a case will cost: as recorded, or else as usual, at the pace of this run."""
+        return self._pace * self._recorded(key)
+
+    def _recorded(self, key: str) -> float:
         if key in self.costs:
             return self.costs[key]
         return median(self.costs.values()) if self.costs else UNKNOWN_COST
 
+    @property
+    def _pace(self) -> float:
+        """How much slower than the recorded costs this machine is, from the cases that have run;
+        a faster one is not trusted, as the next case may be a slow one."""
+        expected = sum(self._recorded(key) for key in self.spent)
+        return max(1.0, sum(self.spent.values()) / expected) if expected else 1.0
+
     def refuses(self, key: str) -> bool:
         """Whether too little is left to begin."""
-        return self.seconds is not None and self.used + self.cost(key) > self.seconds
+        return self.cost(key) > self.left
 
     def begin(self, key: str) -> None:
         self._begun = monotonic()

@@ -10,10 +10,13 @@ from bitgate import kernels, quantize
 from bitgate.catalog import CatalogError, load
 from bitgate.gates import thresholds as gates
 from bitgate.gates.thresholds import ThresholdsError
+from bitgate.kernels import KernelError
 from bitgate.plugin import benchmark, devices, options, parcel
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.quiet import Quiet
 from bitgate.plugin.session import CASE, RESULT, SESSION, Session, session_of
+from bitgate.quantize import QuantizeError
+from bitgate.sources.errors import SourceError
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,22 +91,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if session.budget.refuses(case.key):
         from bitgate.history.record import not_measured
 
-        why = f"inconclusive: not measured, the budget of {session.budget.minutes} is spent"
+        why = (
+            f"not measured: it needs about {session.budget.cost(case.key):.0f} s, and "
+            f"{max(session.budget.left, 0):.0f} s are left of the budget of "
+            f"{session.budget.minutes}; raise --budget or run fewer cells"
+        )
         item.stash[RESULT] = not_measured(case, why)
         if session.options.fail_inconclusive:
-            pytest.fail(f"{why}; raise --budget or run fewer cells", pytrace=False)
-        pytest.skip(f"{why}; raise --budget or run fewer cells")
+            pytest.fail(why, pytrace=False)
+        pytest.skip(why)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
+    call: pytest.CallInfo[None],
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a case has measured leaves with its last report."""
     report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, PLAIN):
+        report.longrepr = f"{type(call.excinfo.value).__name__}: {call.excinfo.value}"
     if report.when == "teardown":
         parcel.attach(item, report)
     return report
+
+
+#: errors whose message says all; how they came about would only bury it
+PLAIN = (SourceError, QuantizeError, KernelError)
 
 
 class Books:
@@ -114,6 +128,11 @@ class Books:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        session = self.config.stash.get(SESSION, None)
+        if session is not None and report.failed:
+            session.failed[report.nodeid] = _last_line(report)
+        if session is not None and report.skipped:
+            session.skipped[report.nodeid] = _last_line(report)
         arrived = parcel.take(report)
         if arrived is not None:
             parcel.enter(self.config, arrived, here=not benchmark.is_distributed(self.config))
@@ -144,8 +163,18 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     state = terminalreporter.config.stash.get(SESSION, None)
-    if state is None or not state.results:
+    if state is None or not state.all_in_order():
         return
     from bitgate.plugin import summary
 
     summary.write(terminalreporter, state)
+
+
+def _last_line(report: pytest.TestReport) -> str:
+    """What a failure or a skip says in the end."""
+    if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash is not None else str(report.longrepr)
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else "failed"

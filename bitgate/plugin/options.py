@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +70,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--device",
+        type=_device,
         default="auto",
         help="Where models run: cpu, cuda, cuda:1. Default: an accelerator if there is one.",
     )
     group.addoption(
         "--threads",
-        type=int,
+        type=_count,
         default=None,
         metavar="N",
         help="Threads on a CPU, where a workload does not say. Default: half of the cores, divided "
@@ -106,10 +109,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not minutes > 0:
-        raise ValueError(text)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0
+    if not 0 < minutes < float("inf"):
+        raise ArgumentTypeError(f"expected minutes above 0, got {text!r}")
     return minutes
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"expected a number of threads, 1 or more, got {text!r}")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    """A device as torch calls it; `cpu:0` is the CPU."""
+    if re.fullmatch(r"auto|cuda(:\d+)?", text):
+        return text
+    if re.fullmatch(r"cpu(:0)?", text):
+        return "cpu"
+    raise ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, got {text!r}")
 
 
 def read(config: pytest.Config) -> Options:

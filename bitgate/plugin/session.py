@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import pytest
 
 from bitgate.catalog import Case, Catalog
 from bitgate.gates.thresholds import Thresholds
+from bitgate.history.record import Result, broken, not_measured
 from bitgate.plugin import options
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.options import Options
 from bitgate.plugin.quiet import Quiet
-
-if TYPE_CHECKING:
-    from bitgate.history.record import Result
 
 
 class InconclusiveWarning(UserWarning):
@@ -34,6 +32,9 @@ class Session:
     quiet: Quiet
     #: what was measured, by node id
     results: dict[str, Result] = field(default_factory=dict)
+    #: why a test has nothing to show, by node id: the last line of its error, or of its skip
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     #: node ids in the order of collection
     order: dict[str, int] = field(default_factory=dict)
     saved: list[str] = field(default_factory=list)
@@ -45,11 +46,36 @@ class Session:
 
     def in_order(self) -> list[Result]:
         """What was measured, as it was collected."""
-        last = len(self.order)
+        return [self.results[nodeid] for nodeid in self._sorted(self.results)]
+
+    def all_in_order(self) -> list[Result]:
+        """Also what was to be measured and was not, with the reason."""
+        nodeids = {*self.order, *self.results, *self.failed, *self.skipped}
         return [
-            self.results[nodeid]
-            for nodeid in sorted(self.results, key=lambda nodeid: self.order.get(nodeid, last))
+            result for nodeid in self._sorted(nodeids) if (result := self._told(nodeid)) is not None
         ]
+
+    def _sorted(self, nodeids: Iterable[str]) -> list[str]:
+        last = len(self.order)
+        return sorted(nodeids, key=lambda nodeid: self.order.get(nodeid, last))
+
+    def _told(self, nodeid: str) -> Result | None:
+        if nodeid in self.results:
+            return self.results[nodeid]
+        case = self.case_of(nodeid)
+        if case is None:
+            return None
+        if nodeid in self.failed:
+            return broken(case, self.failed[nodeid])
+        return not_measured(case, self.skipped.get(nodeid, "not measured: the run ended before it"))
+
+    def case_of(self, nodeid: str) -> Case | None:
+        """The case of a test that another process may have run: by the id in brackets, and by the
+        kind, which benchmarks have in their name."""
+        path, _, inside = nodeid.partition("[")
+        found = [case for case in self.due.values() if f"{case.id}]" == inside]
+        named = [case for case in found if case.kind in path]
+        return next(iter(named or found), None)
 
 
 SESSION = pytest.StashKey[Session]()
@@ -61,8 +87,10 @@ def session_of(config: pytest.Config) -> Session:
     """The session; a usage error where there is no matrix to measure."""
     if SESSION not in config.stash:
         wanted = options.read(config)
-        raise pytest.UsageError(
+        # during collection a usage error would be one error per benchmark
+        pytest.exit(
             f"{wanted.catalog / 'matrix.toml'} is missing: it says which models meet which "
-            "recipes; give the folder that has it with --catalog"
+            "recipes; give the folder that has it with --catalog",
+            returncode=pytest.ExitCode.USAGE_ERROR,
         )
     return config.stash[SESSION]

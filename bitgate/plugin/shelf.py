@@ -30,6 +30,7 @@ class Shelf:
         self._served: dict[Execution, Served] = {}
         self._texts: dict[tuple[str, str], Windows] = {}
         self._current: Execution | None = None
+        self._refused: dict[str, SourceError] = {}
 
     def clear(self) -> None:
         self._drop_cell()
@@ -95,10 +96,16 @@ class Shelf:
         return self._current or self.execution(case)
 
     def _load(self, model: Model) -> LoadedModel:
+        if model.name in self._refused:
+            raise self._refused[model.name]  # not tried again for each of its cells
         if self._model is None or self._model[0] != model:
             self.clear()
             dtype = serving_dtype(self.device)
-            self._model = model, load_model(model, device=self.device, dtype=dtype)
+            try:
+                self._model = model, load_model(model, device=self.device, dtype=dtype)
+            except SourceError as error:
+                self._refused[model.name] = error
+                raise
         return self._model[1]
 
     def _serve(self, execution: Execution) -> Served:
@@ -119,8 +126,13 @@ def pick_device(wanted: str) -> str:
 
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise SourceError(f"--device {wanted}: torch finds no CUDA device here; use --device cpu")
+    if wanted.startswith("cuda"):
+        found = torch.cuda.device_count()
+        number = int(wanted.partition(":")[2] or 0)
+        if number >= found:
+            raise SourceError(
+                f"--device {wanted}: torch finds {found} CUDA devices here; use --device cpu"
+            )
     return wanted
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bitgate.gates.rules import unmatched
-from bitgate.history.runs import latest, records_of
+from bitgate.history.runs import newest
 from bitgate.plugin import benchmark
 from bitgate.plugin.session import Session
 from bitgate.report import terminal
@@ -18,11 +18,10 @@ LOG_WIDTH = 140  #: columns, where the output is no terminal
 def write(reporter: pytest.TerminalReporter, session: Session) -> None:
     config = reporter.config
     folder = benchmark.storage_path(config)
-    previous = latest(folder, but=[Path(path) for path in session.saved]) if folder else None
     reporter.section("bitgate", sep="=", bold=True)
     reporter.write(
         terminal.render(
-            session.in_order(),
+            session.all_in_order(),
             width=reporter._tw.fullwidth if reporter.isatty else LOG_WIDTH,
             colour=reporter.hasmarkup,
         )
@@ -31,8 +30,10 @@ def write(reporter: pytest.TerminalReporter, session: Session) -> None:
     if idle:
         names = ", ".join(map(repr, idle))
         reporter.write_line(f"{len(idle)} gates met no case of this run: {names}", light=True)
-    if previous is not None:
-        for line in terminal.changes(session.in_order(), previous, records_of(previous)):
+    if folder is not None:
+        cases = [result.case.key for result in session.results.values()]
+        before = newest(folder, cases, but=[Path(path) for path in session.saved])
+        for line in terminal.changes(session.in_order(), before):
             reporter.write_line(line)
     for path in session.saved:
         reporter.write_line(f"saved {_short(config, path)}, per-item scores beside it (.parquet)")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bitgate import kernels
 from bitgate.catalog import Execution, Name, Recipe, nearest
@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
     from bitgate.kernels.served import TorchServed
 
-Bits = Literal[8, 4, 3, 2, 1]
+
+def _no_flag(value: Any) -> Any:
+    """TOML's true equals 1, which is a bit width."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Bits = Annotated[Literal[8, 4, 3, 2, 1], BeforeValidator(_no_flag)]
 FORMAT = 1  #: of the files that `HqqModel.save` writes
 
 
@@ -38,7 +46,9 @@ class HqqRecipe(Recipe):
     method: Literal["hqq"] = "hqq"
     bits: Bits
     group_size: Annotated[int, Field(gt=0, multiple_of=8)]
-    axis: Literal[0, 1] = Field(1, description="1 groups along the inputs, 0 along the outputs")
+    axis: Annotated[Literal[0, 1], BeforeValidator(_no_flag)] = Field(
+        1, description="1 groups along the inputs, 0 along the outputs"
+    )
     head: Bits | None = Field(None, description="bits of the output head; default: left alone")
     layers: tuple[str, ...] = Field(
         ("*",), strict=False, description="globs on the names of linear layers"

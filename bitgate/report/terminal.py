@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from bitgate.catalog import PhaseWorkload, TextWorkload
 from bitgate.history.record import OUTCOMES, Result
+from bitgate.history.runs import Before
 from bitgate.metric import SPECS, Metric, number
 
 MARKS = {
@@ -51,7 +53,7 @@ def _tables(results: Sequence[Result]) -> Iterator[Table]:
         table = Table(
             title=model, title_justify="left", title_style="bold", box=None, pad_edge=False
         )
-        table.add_column("recipe", overflow="fold")
+        table.add_column("recipe", no_wrap=True)
         for column in columns:
             table.add_column(column.title, justify="right", overflow="fold")
         table.add_column("verdict", no_wrap=True)
@@ -127,7 +129,8 @@ def _reasons(results: Iterable[Result]) -> Iterator[Text]:
     lines: list[tuple[int, Text]] = []
     for result in results:
         if result.note:
-            lines.append((1, _line("inconclusive", result, result.note)))
+            outcome = result.outcome
+            lines.append((OUTCOMES.index(outcome), _line(outcome, result, result.note)))
         lines += [
             (OUTCOMES.index(verdict.outcome), _line(verdict.outcome, result, verdict.text))
             for verdict in result.verdicts
@@ -141,19 +144,21 @@ def _line(outcome: str, result: Result, why: str) -> Text:
     return Text.assemble((mark, style), f" {result.case.key}: {why}")
 
 
-def changes(
-    results: Sequence[Result], path: Path, before: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """What is different from an earlier run: exact values at all, others beyond both intervals.
+def changes(results: Sequence[Result], before: Before) -> list[str]:
+    """What is different from earlier runs: exact values at all, others beyond both intervals.
 
-    Absolute times are left out: they are not comparable between runs.
+    Absolute times are left out, and cases that ran otherwise then: neither can be compared.
     """
-    if not before:
-        return [f"since {path.stem}: nothing to compare, it has no records of this version"]
-    lines, compared = [], 0
+    lines = [f"{run} holds no records of this version" for run in before.unreadable]
+    if not before.records:
+        return lines
+    differing, compared, otherwise = [], 0, 0
     for result in results:
-        old = before.get(result.case.key)
+        old = before.records.get(result.case.key)
         if old is None or result.execution is None:
+            continue
+        if old["execution"] != asdict(result.execution):
+            otherwise += 1
             continue
         for metric in result.metrics:
             was = old["metrics"].get(metric.name)
@@ -161,12 +166,14 @@ def changes(
                 continue
             compared += 1
             if _differs(metric, was):
-                lines.append(f"  {result.case.key}: {_change(metric, was)}")
-    new = [r.case.key for r in results if r.execution is not None and r.case.key not in before]
-    head = f"since {path.stem}: {len(lines)} of {compared} metrics changed beyond their intervals"
-    if new:
-        head += f", {len(new)} new"
-    return [head, *lines]
+                differing.append(f"  {result.case.key}: {_change(metric, was)}")
+    runs = sorted(set(before.runs.values()))
+    since = runs[0] if len(runs) == 1 else f"{len(runs)} runs, the last {runs[-1]}"
+    head = f"since {since}: {len(differing)} of {compared} metrics changed beyond their intervals"
+    new = sum(r.execution is not None and r.case.key not in before.records for r in results)
+    head += f", {new} new cases" if new else ""
+    head += f", {otherwise} cases ran otherwise (device, kernel, threads)" if otherwise else ""
+    return [*lines, head, *differing]
 
 
 NOT_COMPARABLE = ("s", "ms", "token/s")
@@ -175,6 +182,8 @@ NOT_COMPARABLE = ("s", "ms", "token/s")
 def _differs(metric: Metric, was: Mapping[str, Any]) -> bool:
     if metric.interval is None or was["interval"] == "exact":
         return bool(metric.value != was["value"])
+    if math.isnan(metric.value) or math.isnan(was["value"]):
+        return math.isnan(metric.value) != math.isnan(was["value"])
     return bool(metric.low > was["interval"]["high"] or metric.high < was["interval"]["low"])
 
 

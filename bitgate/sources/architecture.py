@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitgate.catalog import Model
+from bitgate.catalog import Model, nearest
 from bitgate.sources.errors import SourceError
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
+
+
+#: keys that transformers reads although its configurations no longer have them
+STILL_READ = {"num_labels", "rope_scaling", "rope_theta", "torch_dtype"}
 
 
 def read_config(model: Model, directory: Path | None) -> PreTrainedConfig:
@@ -25,7 +30,9 @@ def read_config(model: Model, directory: Path | None) -> PreTrainedConfig:
             raise SourceError(f"{directory}: no usable config.json: {error}") from error
     if model.config is None:
         raise SourceError("this kind of source brings no config.json: the key `config` is missing")
-    return config_from(model.config)
+    config = config_from(model.config)
+    _refuse_unknown_keys(config, model.config)
+    return config
 
 
 def config_from(config: Mapping[str, Any]) -> PreTrainedConfig:
@@ -40,6 +47,16 @@ def config_from(config: Mapping[str, Any]) -> PreTrainedConfig:
         return AutoConfig.for_model(kind, **fields)
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"config: {error}") from error
+
+
+def _refuse_unknown_keys(config: Any, given: Mapping[str, Any]) -> None:
+    """transformers keeps keys that it does not know, and takes its default for what was meant."""
+    known = {field.name for field in dataclasses.fields(config)} | {"model_type"}
+    known |= STILL_READ | set(config.attribute_map)
+    for key in given.keys() - known:
+        raise SourceError(
+            f"config: {key}: unknown key of {config.model_type}; {nearest(key, known)}"
+        )
 
 
 def skeleton(config: PreTrainedConfig) -> nn.Module:

@@ -44,6 +44,8 @@ def fetch_model(model: Model) -> Path | None:
     """
     label, source = _label(model), model.source
     with blaming(label):
+        if isinstance(source, LocalSource) and not source.path.exists():
+            raise SourceError(f"source.path: there is no {source.path}")
         match source:
             case ShapesSource():
                 return None
@@ -130,6 +132,7 @@ def _dtype_of(config: PreTrainedConfig) -> torch.dtype:
 
 
 def _from_directory(directory: Path, device: str, dtype: torch.dtype) -> nn.Module:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     placement = {} if device == "cpu" else {"device_map": {"": device}}
@@ -139,8 +142,11 @@ def _from_directory(directory: Path, device: str, dtype: torch.dtype) -> nn.Modu
             module: nn.Module = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype, local_files_only=True, trust_remote_code=False, **placement
             )
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{directory} cannot be loaded: {error}") from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise SourceError(
+                f"{directory} cannot be loaded: {error}; if it is damaged, remove that folder: "
+                "what the cache lacks is fetched again"
+            ) from error
     return module
 
 

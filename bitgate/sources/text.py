@@ -68,9 +68,13 @@ def _articles(source: SingleFile, label: str) -> list[str]:
 
     key = identity(source), mwparserfromhell.__version__, mediawiki.CLEANING
     folder = once("articles", *key, build=build, label=label)
-    return [
-        article["text"] for article in json.loads((folder / "articles.json").read_text("utf-8"))
-    ]
+    try:
+        found = json.loads((folder / "articles.json").read_text("utf-8"))
+        return [article["text"] for article in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"the cache is damaged ({error}): remove {folder}, it is made again"
+        ) from error
 
 
 def _read(path: Path) -> list[str]:

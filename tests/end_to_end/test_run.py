@@ -105,9 +105,10 @@ def test_known_failures_are_expected_and_unexpected_passes_are_red(project):
 
 
 def test_decoding_is_recorded_at_its_cadence(project):
-    done = project.run("--cadence", "nightly", "-k", "decode", "--benchmark-json=one.json")
+    (project.path / "runs").mkdir()
+    done = project.run("--cadence", "nightly", "-k", "decode", "--benchmark-json=runs/one.json")
     assert done.returncode == 0, done.stdout
-    (benchmark,) = json.loads((project.path / "one.json").read_text())["benchmarks"]
+    (benchmark,) = json.loads((project.path / "runs/one.json").read_text())["benchmarks"]
     assert benchmark["fullname"] == "bench/test_decode.py::test_decode[llama-tiny-hqq-w4g64-b1]"
     record = benchmark["extra_info"]["bitgate"]
     assert record["execution"]["threads"] == 1
@@ -115,7 +116,7 @@ def test_decoding_is_recorded_at_its_cadence(project):
     assert record["metrics"]["speedup"]["value"] > 0
     # steps of a model this small are grouped until they are long enough to time
     assert min(benchmark["stats"]["data"]) > 0.04
-    assert (project.path / "one.parquet").exists()
+    assert (project.path / "runs/one.parquet").exists()
 
 
 def test_nan_logits_fail(project):
@@ -129,6 +130,17 @@ def test_nan_logits_fail(project):
     assert done.returncode == 1
     assert "perplexity_ratio nan" in done.stdout
     assert "is not a finite number" in done.stdout
+    # the likeliest of all NaN is token 0: that must be no expected failure either, nor does it take
+    # a rule for NaN to be wrong
+    (project.path / "collapse.toml").write_text(
+        '[[gate]]\nname = "known"\nmatch = { bits = 4 }\n'
+        'require.top1_agreement = { min = 0.9, expect = "fail", reason = "collapses" }\n'
+    )
+    expected = project.run("-k", "w4g64 and words", "--thresholds", "collapse.toml")
+    assert expected.returncode == 1
+    assert "top1_agreement nan" in expected.stdout
+    (project.path / "nothing.toml").write_text("")
+    assert project.run("-k", "w4g64 and words", "--thresholds", "nothing.toml").returncode == 1
 
 
 def test_a_silent_fallback_fails(project):
@@ -154,10 +166,33 @@ def test_what_the_budget_has_no_room_for_is_inconclusive(project):
     done = project.run("-k", "quantize and w8", "--budget", "1")
     assert done.returncode == 0
     assert "1 skipped" in done.stdout
-    assert "not measured, the budget of 1 min is spent" in done.stdout
+    assert "not measured: it needs about 3600 s" in done.stdout
     assert "? inconclusive" in done.stdout
     red = project.run("-k", "quantize and w8", "--budget", "1", "--fail-inconclusive")
     assert red.returncode == 1
+
+
+def test_a_case_that_breaks_is_in_the_table(project):
+    """With the one sentence that says why, and without how it came about."""
+    (project.path / "fixtures" / "models.toml").write_text(
+        '[model.llama-tiny]\nfamily = "llama"\nsource = { kind = "local", path = "../gone" }\n'
+    )
+    done = project.run("-k", "w8g64")
+    assert done.returncode == 1
+    assert "✗ FAIL" in done.stdout
+    assert "there is no " in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "def load_model" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--device", "tpu"), ("--device", "mps"), ("--threads", "-3"), ("--budget", "0")],
+)
+def test_options_that_make_no_sense(project, option, value):
+    done = project.run(f"{option}={value}")
+    assert done.returncode == 4
+    assert f"argument {option}: expected" in done.stderr
 
 
 def test_the_options_of_pytest_benchmark(project):

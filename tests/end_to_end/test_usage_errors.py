@@ -71,5 +71,5 @@ def test_missing_thresholds(project):
 def test_benchmarks_without_a_matrix(project):
     (project.path / "fixtures" / "matrix.toml").unlink()
     done = project.run()
-    assert done.returncode != 0
+    assert done.returncode == 4
     assert "matrix.toml" in done.stdout + done.stderr

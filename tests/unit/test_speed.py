@@ -45,7 +45,7 @@ def run(items_of, workload, base, quantized, limit=8):
     """The log and the observations of a measurement."""
     log = []
     models = Sleeper("B", log, **quantized), Sleeper("A", log, **base)
-    measurement = paired_steps(*models, workload, limit)
+    measurement = paired_steps(*models, workload, limit=limit)
     return log, items_of(measurement), measurement
 
 
@@ -169,7 +169,7 @@ def test_so_few_tokens_that_not_even_the_first_steps_fit(items_of, short_steps):
 @pytest.mark.parametrize("limit", [1, 5, 12])
 def test_the_limit(items_of, short_steps, limit):
     models = Sleeper("B", [], step=0.001), Sleeper("A", [], step=0.001)
-    measurement = paired_steps(*models, decoding(), limit)
+    measurement = paired_steps(*models, decoding(), limit=limit)
     batches = list(measurement.batches())
     sizes = [len(batch.seconds) for batch in batches]
     assert sum(sizes) == limit
@@ -182,7 +182,7 @@ def test_the_limit(items_of, short_steps, limit):
 def test_stopping_early_runs_nothing_more(items_of, short_steps):
     log = []
     measurement = paired_steps(
-        Sleeper("B", log, step=0.001), Sleeper("A", log, step=0.001), decoding(), 200
+        Sleeper("B", log, step=0.001), Sleeper("A", log, step=0.001), decoding(), limit=200
     )
     batches = measurement.batches()
     next(batches)
@@ -216,10 +216,10 @@ def test_prompts_are_read_in_turns(prefilled, metrics_of):
 def test_a_model_beside_itself(llama, served, items_of, metrics_of, short_steps):
     base = llama()
     workload = decoding(prompt=4, output=20)
-    measurement = paired_steps(served(base), served(base), workload, 8)
+    measurement = paired_steps(served(base), served(base), workload, limit=8)
     metrics = metrics_of(measurement, items_of(measurement))
     assert 0.5 < metrics["speedup"].value < 2
-    measurement = paired_steps(served(base), served(base), prefilling(prompt=16), 8)
+    measurement = paired_steps(served(base), served(base), prefilling(prompt=16), limit=8)
     metrics = metrics_of(measurement, items_of(measurement))
     assert 0.5 < metrics["speedup"].value < 2
 

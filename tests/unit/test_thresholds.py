@@ -47,7 +47,11 @@ def make_case(
     workload: Workload = DECODE, recipe: Recipe = HQQ4, model: str = "llama-tiny"
 ) -> Case:
     source = ShapesSource(kind="shapes")
-    return Case(Cell(Model(name=model, family="llama", source=source), recipe), workload, "commit")
+    return Case(
+        Cell(Model(name=model, family="llama", source=source, config={}), recipe),
+        workload,
+        "commit",
+    )
 
 
 WORKLOADS: tuple[Workload, ...] = (QuantizeWorkload(), TextWorkload(dataset=TEXT), DECODE)
