@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bitgate.catalog import KINDS
+from bitgate.plugin import options
 from bitgate.plugin.session import CASE, SESSION, session_of
+
+#: benchmarks were collected, and there is no matrix to tell them their cells
+HOMELESS = pytest.StashKey[bool]()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -18,6 +22,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(
             f"{metafunc.definition.nodeid}: workload({kind!r}): there is {', '.join(KINDS)}"
         )
+    if SESSION not in metafunc.config.stash:
+        metafunc.config.stash[HOMELESS] = True
+        metafunc.parametrize("case", [])
+        return
     cases = [c for c in session_of(metafunc.config).due.values() if c.kind == kind]
     keys = [case.key for case in cases]
     metafunc.parametrize("case", keys, ids=[case.id for case in cases], indirect=True)
@@ -27,6 +35,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the cases of a model, and within it those of a cell, together: each model is loaded
     once and each cell quantized once."""
+    if config.stash.get(HOMELESS, False):  # one error, where collecting would give one each
+        raise pytest.UsageError(
+            f"{options.read(config).catalog / 'matrix.toml'} is missing: it says which models meet "
+            "which recipes; give the folder that has it with --catalog"
+        )
     session = config.stash.get(SESSION, None)
     if session is None:
         return

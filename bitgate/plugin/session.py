@@ -11,7 +11,6 @@ import pytest
 from bitgate.catalog import Case, Catalog
 from bitgate.gates.thresholds import Thresholds
 from bitgate.history.record import Result, broken, not_measured
-from bitgate.plugin import options
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.options import Options
 from bitgate.plugin.quiet import Quiet
@@ -84,13 +83,5 @@ RESULT: pytest.StashKey[Result] = pytest.StashKey()
 
 
 def session_of(config: pytest.Config) -> Session:
-    """The session; a usage error where there is no matrix to measure."""
-    if SESSION not in config.stash:
-        wanted = options.read(config)
-        # during collection a usage error would be one error per benchmark
-        pytest.exit(
-            f"{wanted.catalog / 'matrix.toml'} is missing: it says which models meet which "
-            "recipes; give the folder that has it with --catalog",
-            returncode=pytest.ExitCode.USAGE_ERROR,
-        )
+    """The session, which there is wherever a case is."""
     return config.stash[SESSION]
