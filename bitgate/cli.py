@@ -74,6 +74,46 @@ def gates(catalog: Path, thresholds_file: Path, explain: str | None, device: str
         _explain(known, ruled, explain, device)
 
 
+@main.command()
+@click.argument(
+    "runs",
+    nargs=-1,
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="RUN..",
+)
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The merged run; its scores go beside it.",
+)
+def merge(runs: tuple[Path, ...], output: Path) -> None:
+    """Make one run of many that each measured a part (with --benchmark-json).
+
+    \b
+    Examples:
+      bitgate merge shard-*.json --output run.json
+      pytest-benchmark compare run.json
+
+    The Parquet files beside the runs are merged, too. Exit status 4, and nothing written, where
+    they are no parts of one run: measured at different commits, the same case twice, records of
+    another schema.
+    """
+    from bitgate.history.merge import MergeError
+    from bitgate.history.merge import merge as merged
+
+    try:
+        warnings = merged(runs, output)
+    except MergeError as error:
+        click.echo(f"ERROR: {error}", err=True)
+        sys.exit(4)
+    for warning in warnings:
+        click.echo(f"WARNING: {warning}", err=True)
+    click.echo(f"{len(runs)} runs merged in {output}")
+
+
 def _read(folder: Path, path: Path) -> tuple[Catalog, Thresholds]:
     try:
         catalog = load(folder, quantize.recipe_types())

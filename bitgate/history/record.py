@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from bitgate.catalog import Case, Execution, TextWorkload
 from bitgate.gates.verdict import Verdict
+from bitgate.history.origin import commit, host, versions
 from bitgate.metric import Metric
 
 if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA = 1
-PACKAGES = ("bitgate", "torch", "transformers", "hqq", "numpy", "gemlite")
 #: from bad to good: a case is as good as its worst verdict
 OUTCOMES = ("fail", "inconclusive", "expected-fail", "pass")
 
@@ -66,6 +62,7 @@ class Result:
             },
             "workload": _workload(self.case),
             "execution": asdict(self.execution),
+            "host": host(),
             "metrics": {metric.name: metric.record() for metric in self.metrics},
             "verdicts": [
                 {"metric": v.metric, "outcome": v.outcome, "gate": v.gate, "text": v.text}
@@ -129,31 +126,3 @@ def _workload(case: Case) -> dict[str, Any]:
         )
         return {"kind": workload.kind, "name": workload.name, **protocol}
     return workload.model_dump(mode="json")
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of everything that can change a figure."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def commit() -> str | None:
-    """The revision of the checkout that measures, `+` if it has changes; None without git."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

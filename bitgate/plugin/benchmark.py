@@ -10,8 +10,9 @@ tests/unit/test_benchmark_adapter.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,31 @@ def is_distributed(config: pytest.Config) -> bool:
     return is_worker(config) or config.getoption("dist", "no") != "no"
 
 
+def workers(config: pytest.Config) -> int:
+    """How many processes measure, as the controller or the only process knows it."""
+    if not is_distributed(config):
+        return 1
+    from xdist.workermanage import parse_tx_spec_config
+
+    return len(parse_tx_spec_config(config))
+
+
+def is_disabled(config: pytest.Config) -> bool:
+    """Whether benchmarks run untimed."""
+    return bool(config._benchmarksession.disabled)  # type: ignore[attr-defined]
+
+
+def tell_finished(node: Any, nodeids: list[str]) -> None:
+    """Tell a worker, before it starts, which tests need not run again."""
+    node.workerinput["bitgate_finished"] = nodeids
+
+
+def finished_before(config: pytest.Config) -> list[str]:
+    """What this worker was told."""
+    told: list[str] = getattr(config, "workerinput", {}).get("bitgate_finished", [])
+    return told
+
+
 def before_its_session(config: pytest.Config) -> None:
     """Before pytest-benchmark reads its options: leave bookkeeping to the controller, and hide
     --benchmark-only, which it refuses beside xdist."""
@@ -144,6 +170,11 @@ def pack(item: pytest.Item) -> dict[str, Any] | None:
 
 def enter(config: pytest.Config, packed: dict[str, Any]) -> None:
     """A record that another process has measured, into this process' session."""
+    config._benchmarksession.benchmarks.append(rebuild(packed))  # type: ignore[attr-defined]
+
+
+def rebuild(packed: dict[str, Any]) -> Any:
+    """The record that was packed."""
     from pytest_benchmark.stats import Metadata
 
     fields = {**packed}
@@ -151,7 +182,7 @@ def enter(config: pytest.Config, packed: dict[str, Any]) -> None:
     fields.pop("cprofile", None)
     record = Metadata(SimpleNamespace(cprofile_stats=None, **fields), iterations, options)
     record.stats.data.extend(data)
-    config._benchmarksession.benchmarks.append(record)  # type: ignore[attr-defined]
+    return record
 
 
 def sort(config: pytest.Config, order: dict[str, int]) -> None:
@@ -166,3 +197,151 @@ def stealing_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+# --- on other hosts, by xdist's own engine, execnet ----------------------------------------
+
+RESTARTS = 4  #: of the workers of each --tx, as xdist has it for -n
+
+
+def has_other_hosts(config: pytest.Config) -> bool:
+    """Whether --tx names workers that are no processes of this host."""
+    specs = config.getoption("tx", None) or []
+    return not all(
+        "popen" in spec.split("*")[-1].split("//") and "//via=" not in spec for spec in specs
+    )
+
+
+def name_of_host(spec: Any) -> str | None:
+    """As --tx calls it; None if it is this one."""
+    if spec.popen and not spec.via:
+        return None
+    return str(spec.ssh or spec.vagrant_ssh or spec.socket or spec.via)
+
+
+def ask(gateway: Any, module: ModuleType, question: Any) -> Any:
+    """Run a module's source on a host, as xdist runs its own there; it answers one question."""
+    channel = gateway.remote_exec(module)
+    channel.send(question)
+    answer = channel.receive(timeout=60)
+    channel.waitclose(timeout=60)
+    return answer
+
+
+def why_no_host(config: pytest.Config, error: Exception, spec: Any = None) -> str | None:
+    """In words, if `error` is of a host on which no worker could be started: of `spec`, or of the
+    one that xdist was at. None if it is of something else."""
+    from execnet.gateway_base import RemoteError
+    from execnet.gateway_bootstrap import HostNotFound
+
+    if isinstance(error, HostNotFound):
+        return f"host {error} cannot be reached: ssh has failed, and says why above"
+    manager = config.pluginmanager.getplugin("dsession").nodemanager
+    if manager is None or not isinstance(error, (RemoteError, EOFError, OSError)):
+        return None
+    if spec is None:
+        started = [gateway for gateway in manager.group if hasattr(gateway, "node")]
+        spec = manager.specs[min(len(started), len(manager.specs) - 1)]
+    name = name_of_host(spec)
+    if name is None:
+        return None
+    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return (
+        f"host {name} cannot be reached, or has no Python where --tx says (//python=); what ssh "
+        f"says is above ({said})"
+    )
+
+
+def leave_hosts(config: pytest.Config) -> None:
+    """End the workers that were started already."""
+    manager = config.pluginmanager.getplugin("dsession").nodemanager
+    if manager is not None:
+        manager.group.terminate(timeout=2)
+
+
+def send_only_what_was_asked_for(config: pytest.Config) -> list[Path]:
+    """The folders of --rsyncdir, which is all that xdist will copy: by itself it adds pytest, which
+    every host has. And let hosts be told about paths relative to where pytest was started; xdist
+    takes only absolute ones, below --rsyncdir."""
+    import _pytest
+    from xdist import workermanage
+
+    session = config.pluginmanager.getplugin("dsession")
+    if session._max_worker_restart is None:  # xdist's own default, but only for -n
+        session._max_worker_restart = RESTARTS * len(session.nodemanager.specs)
+    theirs = {Path(str(package.__file__)).parent.resolve() for package in (pytest, _pytest)}
+    session.nodemanager.roots = [r for r in session.nodemanager.roots if r not in theirs]
+
+    original = workermanage.make_reltoroot
+    workermanage.make_reltoroot = partial(arguments_there, config.args)
+    config.add_cleanup(lambda: setattr(workermanage, "make_reltoroot", original))
+    return list(session.nodemanager.roots)
+
+
+def arguments_there(tests: Sequence[str], roots: Sequence[Path], args: Sequence[str]) -> list[str]:
+    """Arguments of the controller, as a worker on another host has to be given them. `tests` are
+    those that say what to run."""
+    started_at = Path.cwd()
+    given: list[str] = []
+    for arg in args:
+        option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+        name, *inside = value.split("::")
+        path = Path(name).absolute()
+        if name and not (given and given[-1] in ("-k", "-m")) and path.exists():
+            there = _place_there(path, roots, started_at)
+            if there is not None:
+                given.append(f"{option}{equals}{'::'.join([there, *inside])}")
+                continue
+            if arg in tests and roots:
+                raise pytest.UsageError(
+                    f"{arg} is in no --rsyncdir ({', '.join(map(str, roots))}): no other host "
+                    "will have it"
+                )
+        given.append(arg)
+    return given
+
+
+def _place_there(path: Path, roots: Sequence[Path], started_at: Path) -> str | None:
+    for root in roots:  # each is copied to the worker's folder, under its own name
+        if path.resolve().is_relative_to(root):
+            return str(root.name / path.resolve().relative_to(root))
+    if not roots and path.is_relative_to(started_at):  # each host has a checkout of its own
+        return str(path.relative_to(started_at))
+    return None
+
+
+def keep_to_living_hosts(config: pytest.Config, told: Callable[[str], None]) -> None:
+    """A worker that died on a host which is gone, too, is replaced on another host: at once where
+    one still takes tests, else as soon as one has finished its own. `told` is told why."""
+    session = config.pluginmanager.getplugin("dsession")
+    config.pluginmanager.register(_Replacements(session, told), "bitgate-replacements")
+
+
+class _Replacements:
+    def __init__(self, session: Any, told: Callable[[str], None]) -> None:
+        self.session = session
+        self.told = told
+        self.replace, session._clone_node = session._clone_node, self.try_to_replace
+        self.missing = False  #: a worker, with no host to start it on yet
+
+    def try_to_replace(self, node: Any) -> None:
+        try:
+            self.replace(node)
+        except Exception as error:
+            usage = str(error) if isinstance(error, pytest.UsageError) else None
+            why = usage or why_no_host(self.session.config, error, node.gateway.spec)
+            if why is None:
+                raise
+            self.told(why)
+            others = self.session._active_nodes - {node}
+            if not others:
+                self.session.shouldstop = "no host is left to measure on"
+            elif not self.session.sched.collection_is_completed:
+                self.session.shouldstop = "a host is gone before anything was measured"
+            self.missing = all(other.shutting_down for other in others)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        if self.missing and error is None and self.session.sched.has_pending:
+            self.missing = False
+            self.try_to_replace(node)

@@ -11,7 +11,7 @@ from bitgate.catalog import CatalogError, load
 from bitgate.gates import thresholds as gates
 from bitgate.gates.thresholds import ThresholdsError
 from bitgate.kernels import KernelError
-from bitgate.plugin import benchmark, devices, options, parcel
+from bitgate.plugin import benchmark, devices, hosts, journal, options, parcel
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.quiet import Quiet
 from bitgate.plugin.session import CASE, RESULT, SESSION, Session, session_of
@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if not benchmark.is_worker(config):
         config.pluginmanager.register(Books(config), "bitgate-books")
+    hosts.watch(config)
     wanted = options.read(config)
     if not (wanted.catalog / "matrix.toml").is_file() and config.getoption("catalog") is None:
         return  # a project without benchmarks; those that ask for a case are told
@@ -44,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except (CatalogError, ThresholdsError) as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[SESSION] = Session(wanted, catalog, rules, budget, Quiet.of(config, budget.pause))
+    journal.install(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -61,6 +63,9 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     benchmark.switch_on(session.config)
+    keeper = journal.keeper_of(session.config)
+    if keeper is not None:
+        keeper.start()
     if SESSION in session.config.stash:
         session.config.stash[SESSION].budget.start()
         from bitgate.plugin import progress
@@ -134,6 +139,9 @@ class Books:
         if session is not None and report.skipped:
             session.skipped[report.nodeid] = _last_line(report)
         arrived = parcel.take(report)
+        keeper = journal.keeper_of(self.config)
+        if keeper is not None:  # first of all: what is on disk cannot be lost any more
+            keeper.keep(report, arrived)
         if arrived is not None:
             parcel.enter(self.config, arrived, here=not benchmark.is_distributed(self.config))
 
@@ -143,10 +151,23 @@ class Books:
         if session is not None and not session.order:
             session.order = {nodeid: number for number, nodeid in enumerate(ids)}
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """After pytest-benchmark's saving, which is in a wrapper; before anything is printed."""
+        state = self.config.stash.get(SESSION, None)
+        if state is None:
+            return
+        from bitgate.plugin import saving
+
+        saving.beside_the_json(self.config, state)
+        keeper = journal.keeper_of(self.config)
+        if keeper is not None:
+            keeper.saved(session.exitstatus)
+
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    """Around pytest-benchmark's saving: records in order before, per-item scores after."""
+    """Before pytest-benchmark's saving: all records, in order."""
     config = session.config
     if benchmark.is_worker(config):
         benchmark.switch_off(config)
@@ -155,19 +176,25 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
         return (yield)
     from bitgate.plugin import saving
 
+    keeper = journal.keeper_of(config)
+    if keeper is not None and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
+        keeper.enter_resumed()
     benchmark.sort(config, config.stash[SESSION].order)
-
-    with saving.beside_the_run(config, config.stash[SESSION]):
-        return (yield)
+    saving.beside_the_run(config, config.stash[SESSION])
+    return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     state = terminalreporter.config.stash.get(SESSION, None)
-    if state is None or not state.all_in_order():
+    if state is None:
         return
-    from bitgate.plugin import summary
+    if state.all_in_order():
+        from bitgate.plugin import summary
 
-    summary.write(terminalreporter, state)
+        summary.write(terminalreporter, state)
+    keeper = journal.keeper_of(terminalreporter.config)
+    if keeper is not None:
+        keeper.tell(terminalreporter)
 
 
 def _last_line(report: pytest.TestReport) -> str:

@@ -102,6 +102,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "a CPU, whose cores they share.",
     )
     group.addoption(
+        "--resume",
+        action="store_true",
+        help="Continue a run that was killed: what it had finished is kept in "
+        ".benchmarks/unfinished.jsonl, only the rest is measured, and one whole run is saved. "
+        "Start it as the run was started; another commit, matrix or execution is refused.",
+    )
+    group.addoption(
         "--fail-inconclusive",
         action="store_true",
         help="Fail where a gate stays undecided when its share of the budget is spent.",
@@ -143,12 +150,17 @@ def read(config: pytest.Config) -> Options:
         catalog=_path(config, "catalog", "fixtures"),
         thresholds=_path(config, "thresholds", "thresholds.toml"),
         device=config.getoption("device"),
-        # more threads than half of the logical cores share their arithmetic units, and on a busy
-        # machine they wait for each other
-        threads=config.getoption("threads") or max(1, (os.cpu_count() or 1) // 2 // workers),
+        threads=threads(config, workers),
         workers=workers,
         fail_inconclusive=config.getoption("fail_inconclusive"),
     )
+
+
+def threads(config: pytest.Config, workers: int) -> int:
+    """Threads of quality work, where so many processes share the machine."""
+    # more threads than half of the logical cores share their arithmetic units, and on a busy
+    # machine they wait for each other
+    return config.getoption("threads") or max(1, (os.cpu_count() or 1) // 2 // workers)
 
 
 def _path(config: pytest.Config, option: str, default: str) -> Path:

@@ -13,7 +13,7 @@ import pytest
 
 from bitgate.history.record import Result
 from bitgate.plugin import benchmark
-from bitgate.plugin.session import RESULT, SESSION
+from bitgate.plugin.session import RESULT, SESSION, Session
 
 PROPERTY = "_bitgate_case"  #: of the report; it is taken off again before anyone else looks
 
@@ -40,6 +40,14 @@ def take(report: pytest.TestReport) -> dict[str, Any] | None:
         return None
     parcel: dict[str, Any] = json.loads(str(found[0]))
     return parcel
+
+
+def check(session: Session, parcel: dict[str, Any]) -> None:
+    """That `enter` will take it; any error that a broken parcel leads to if it will not."""
+    if (result := parcel["result"]) is not None:
+        Result.of_parcel(session.due[result["case"]], result)
+    if parcel["benchmark"] is not None:
+        benchmark.rebuild(parcel["benchmark"])
 
 
 def enter(config: pytest.Config, parcel: dict[str, Any], *, here: bool) -> None:

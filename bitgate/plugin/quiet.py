@@ -6,6 +6,7 @@ for the lock for writing, which waits until the others are between cases and kee
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -14,7 +15,8 @@ import pytest
 
 from bitgate.plugin import benchmark
 
-NAME = "timing.db"
+#: a name per host: caches may lie on a file system that several share
+NAME = f"timing-{platform.node()}.db"
 
 
 class Quiet:

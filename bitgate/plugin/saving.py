@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,18 @@ from bitgate.plugin import benchmark
 from bitgate.plugin.session import Session
 
 
-@contextmanager
-def beside_the_run(config: pytest.Config, session: Session) -> Iterator[None]:
-    """While pytest-benchmark saves: put the per-item scores in a Parquet file beside each."""
+def beside_the_run(config: pytest.Config, session: Session) -> None:
+    """When pytest-benchmark saves: put the per-item scores in a Parquet file beside the run."""
+    benchmark.on_save(config, lambda path: _saved(session, path))
 
-    def saved(path: Path) -> None:
-        session.saved.append(str(path))
-        write_items(path.with_suffix(".parquet"), session.in_order())
 
-    benchmark.on_save(config, saved)
-    yield
+def beside_the_json(config: pytest.Config, session: Session) -> None:
+    """The same for --benchmark-json, once that is written."""
     path = benchmark.json_path(config)
     if path is not None and path.is_file() and session.results:
-        saved(path)
+        _saved(session, path)
+
+
+def _saved(session: Session, path: Path) -> None:
+    session.saved.append(str(path))
+    write_items(path.with_suffix(".parquet"), session.in_order())

@@ -71,3 +71,29 @@ def test_disabled(pytester):
     pytester.makepyfile(test_inner=INNER)
     done = pytester.runpytest_subprocess("--benchmark-disable", "-k", "rounds and not without")
     done.assert_outcomes(passed=1, deselected=5)
+
+
+def test_workers_are_counted_and_told_before_they_start(pytester):
+    pytester.makeconftest(
+        "import pytest\n"
+        "from bitgate.plugin import benchmark as adapter\n"
+        "@pytest.hookimpl(optionalhook=True)\n"
+        "def pytest_configure_node(node):\n"
+        '    adapter.tell_finished(node, [f"of {adapter.workers(node.config)} workers"])\n'
+    )
+    pytester.makepyfile(
+        "from bitgate.plugin import benchmark as adapter\n"
+        "def test_told(request):\n"
+        '    assert adapter.finished_before(request.config) == ["of 2 workers"]\n'
+        "    assert adapter.is_disabled(request.config)  # as nothing has switched it on\n"
+    )
+    pytester.runpytest_subprocess("-n", "2").assert_outcomes(passed=1)
+    pytester.makeconftest("")
+    pytester.makepyfile(
+        "from bitgate.plugin import benchmark as adapter\n"
+        "def test_alone(request):\n"
+        "    assert adapter.finished_before(request.config) == []\n"
+        "    assert adapter.workers(request.config) == 1\n"
+        "    assert not adapter.is_disabled(request.config)\n"
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)

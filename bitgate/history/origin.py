@@ -1,0 +1,91 @@
+"""Where a figure comes from: the host, its package versions and the commit of its checkout.
+
+Needs nothing but Python. The controller of a run on several hosts sends this file to each of them,
+to ask before anything is measured there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("bitgate", "torch", "transformers", "hqq", "numpy", "gemlite")
+#: what passes records on; recorded nowhere, but no two hosts of a run may differ in it
+HARNESS = ("pytest", "pytest-benchmark", "pytest-xdist", "execnet")
+
+#: the commit, as the controller knows it, where this is a copy of its checkout without `.git`
+copied: str | None = None
+
+
+def host() -> str:
+    """The name of the machine."""
+    return platform.node()
+
+
+@cache
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Of everything that can change a figure."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The revision of the checkout that measures, `+` if it has changes; None without git."""
+    return copied or _described()
+
+
+@cache
+def _described() -> str | None:
+    described = _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
+    return None if described is None else described.decode().strip()
+
+
+def _changes() -> str | None:
+    """A digest of all changes to files that git knows; None without any."""
+    changed = _git("diff", "HEAD", "--no-ext-diff", "--binary")
+    return hashlib.sha256(changed).hexdigest() if changed else None
+
+
+def _git(*arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def origin() -> dict[str, Any]:
+    """All of it, as JSON can hold it."""
+    return {
+        "host": host(),
+        "folder": str(Path.cwd()),
+        "versions": versions(PACKAGES + HARNESS),
+        "commit": commit(),
+        "changes": _changes(),
+    }
+
+
+def identity(folder: str | os.PathLike[str]) -> list[int] | None:
+    """The same for two names of one folder, also on two hosts that share it; None if there is
+    no such folder."""
+    try:
+        found = Path(folder).stat()
+    except OSError:
+        return None
+    return [found.st_ino, found.st_mtime_ns]
+
+
+if __name__ == "__channelexec__":  # on a host that was asked, see bitgate/plugin/hosts.py
+    asker: Any = globals()["channel"]
+    asker.send({**origin(), "folders": {name: identity(name) for name in asker.receive()}})
