@@ -12,7 +12,7 @@ from bitgate.plugin import benchmark
 from bitgate.plugin.session import Session
 from bitgate.report import terminal
 
-LOG_WIDTH = 140  #: columns, where the output is no terminal
+LOG_WIDTH = 150  #: columns, where the output is no terminal
 
 
 def write(reporter: pytest.TerminalReporter, session: Session) -> None:

@@ -25,6 +25,10 @@ MARKS = {
 }
 
 
+#: columns that the widest table takes
+WHOLE = 145
+
+
 def render(results: Sequence[Result], *, width: int, colour: bool) -> str:
     """The table of cells and the sentences behind every verdict that is not a pass."""
     console = Console(
@@ -35,15 +39,15 @@ def render(results: Sequence[Result], *, width: int, colour: bool) -> str:
         highlight=False,
     )
     with console.capture() as capture:
-        for table in _tables(results):
+        for table in _tables(results, narrow=width < WHOLE):
             console.print(table)
         for line in _reasons(results):
             console.print(line)
     return capture.get()
 
 
-def _tables(results: Sequence[Result]) -> Iterator[Table]:
-    """One table per model, one line per cell."""
+def _tables(results: Sequence[Result], *, narrow: bool) -> Iterator[Table]:
+    """One table per model, one line per cell; figures are broken only where it is too narrow."""
     by_model: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         cell = result.case.cell
@@ -55,7 +59,7 @@ def _tables(results: Sequence[Result]) -> Iterator[Table]:
         )
         table.add_column("recipe", no_wrap=True)
         for column in columns:
-            table.add_column(column.title, justify="right", overflow="fold")
+            table.add_column(column.title, justify="right", overflow="fold", no_wrap=not narrow)
         table.add_column("verdict", no_wrap=True)
         for recipe, found in cells.items():
             table.add_row(recipe, *("\n".join(c.cells(found)) for c in columns), _worst(found))
