@@ -49,6 +49,8 @@ def pytest_sessionfinish(session):
     return (yield)
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def slow(project):
