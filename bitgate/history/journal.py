@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -73,24 +72,6 @@ def _fingerprint(case: Case) -> str:
     parts = (case.cell.model, case.cell.recipe, case.workload)
     text = json.dumps([part.model_dump(mode="json") for part in parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def uncommitted(but: str) -> str | None:
-    """A digest of what the checkout changes since its commit; None for no changes, or no git.
-
-    Files called `but` do not count: gates may change between two parts of a run.
-    """
-    paths = [":(top)", f":(top,exclude,glob)**/{but}"]
-    try:
-        done = subprocess.run(
-            ["git", "diff", "--binary", "HEAD", "--", *paths],
-            capture_output=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return hashlib.sha256(done.stdout).hexdigest()[:16] if done.stdout else None
 
 
 # --- writing -------------------------------------------------------------------------------

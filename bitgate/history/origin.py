@@ -51,10 +51,12 @@ def _described() -> str | None:
     return None if described is None else described.decode().strip()
 
 
-def _changes() -> str | None:
-    """A digest of all changes to files that git knows; None without any."""
-    changed = _git("diff", "HEAD", "--no-ext-diff", "--binary")
-    return hashlib.sha256(changed).hexdigest() if changed else None
+def changes(but: str | None = None) -> str | None:
+    """A digest of what the checkout changes since its commit in files that git knows; None for no
+    changes, or no git. Files called `but` do not count."""
+    paths = [":(top)"] if but is None else [":(top)", f":(top,exclude,glob)**/{but}"]
+    changed = _git("diff", "HEAD", "--no-ext-diff", "--binary", "--", *paths)
+    return hashlib.sha256(changed).hexdigest()[:16] if changed else None
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -72,7 +74,7 @@ def origin() -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "versions": versions(PACKAGES + HARNESS),
         "commit": commit(),
-        "changes": _changes(),
+        "changes": changes(),
     }
 
 

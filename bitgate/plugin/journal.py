@@ -20,7 +20,6 @@ from bitgate.history.journal import (
     difference,
     fingerprints,
     read,
-    uncommitted,
 )
 from bitgate.plugin import benchmark, options, parcel
 from bitgate.plugin.session import SESSION, Session
@@ -143,12 +142,13 @@ class Keeper:
                 raise damaged(self.path, contents.lines[nodeid], error) from None
 
     def _header(self) -> Header:
-        from bitgate.history.origin import commit, versions
+        from bitgate.history.origin import changes, commit, versions
 
         wanted, described = self.session.options, commit()
         return Header(
             commit=described and described.removesuffix("+"),
-            changes=uncommitted(but=wanted.thresholds.name),
+            # gates may change between two parts of a run
+            changes=changes(but=wanted.thresholds.name),
             cadence=wanted.cadence,
             matrix=fingerprints(self.session.due.values()),
             execution={

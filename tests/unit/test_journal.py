@@ -19,8 +19,8 @@ from bitgate.history.journal import (
     difference,
     fingerprints,
     read,
-    uncommitted,
 )
+from bitgate.history.origin import changes
 from bitgate.quantize import recipe_types
 
 HEADER = Header(
@@ -283,7 +283,7 @@ def test_uncommitted_changes_but_those_of_gates(tmp_path, monkeypatch):
         subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
 
     monkeypatch.chdir(tmp_path)
-    assert uncommitted(but="thresholds.toml") is None
+    assert changes(but="thresholds.toml") is None
     code, rules = tmp_path / "code.py", tmp_path / "deep" / "thresholds.toml"
     rules.parent.mkdir()
     code.write_text("a")
@@ -291,11 +291,11 @@ def test_uncommitted_changes_but_those_of_gates(tmp_path, monkeypatch):
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    assert uncommitted(but="thresholds.toml") is None
+    assert changes(but="thresholds.toml") is None
     rules.write_text("b")
-    assert uncommitted(but="thresholds.toml") is None
+    assert changes(but="thresholds.toml") is None
     code.write_text("b")
-    changed = uncommitted(but="thresholds.toml")
+    changed = changes(but="thresholds.toml")
     assert changed
     code.write_text("c")
-    assert uncommitted(but="thresholds.toml") not in (None, changed)
+    assert changes(but="thresholds.toml") not in (None, changed)
