@@ -186,7 +186,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     state = terminalreporter.config.stash.get(SESSION, None)
-    if state is None:
+    if state is None or terminalreporter.config.getoption("collectonly"):
         return
     if state.all_in_order():
         from bitgate.plugin import summary

@@ -35,6 +35,19 @@ def test_nothing_heavy_is_imported(start):
     assert "loaded: []" in done.stdout, done.stdout
 
 
+def test_collecting_only_lists():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "-k", "llama and w4"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert all(line.startswith("bench/") and "w4" in line for line in lines[:-1]), done.stdout
+    assert "tests collected" in lines[-1]
+
+
 def test_collecting_costs_less_than_six_times_importing_pytest():
     # in turn, and the best of several, so that a busy machine does not decide
     pairs = [
