@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture, FixtureAlreadyUsed
+
+from bitgate.plugin.placement import Placement
 
 
 class Rounds:
@@ -154,12 +157,12 @@ def switch_off(config: pytest.Config) -> None:
 def pack(item: pytest.Item) -> dict[str, Any] | None:
     """The record of an item as JSON can hold it, or None if it has none. A worker keeps none."""
     session = item.config._benchmarksession  # type: ignore[attr-defined]
-    found = [record for record in session.benchmarks if record.fullname == item.nodeid]
+    # the newest is last, if this item has one at all
+    record = session.benchmarks[-1] if session.benchmarks else None
     if is_worker(item.config):
         session.benchmarks.clear()
-    if not found:
+    if record is None or record.fullname != item.nodeid:
         return None
-    record = found[-1]
     return {
         **record.as_dict(include_data=False, stats=False),
         "iterations": record.iterations,
@@ -191,12 +194,71 @@ def sort(config: pytest.Config, order: dict[str, int]) -> None:
     session.benchmarks.sort(key=lambda record: order.get(record.fullname, len(order)))
 
 
-def stealing_scheduler(config: pytest.Config, log: Any) -> Any:
-    """xdist's scheduler that gives each worker a block of consecutive tests, and lets those who
-    are done early take from the others' ends."""
+def cell_scheduler(
+    config: pytest.Config, log: Any, place: Callable[[Sequence[str]], Placement]
+) -> Any:
+    """A scheduler for xdist that asks `Placement` who runs what; `place` makes one for the node
+    ids that were collected."""
     from xdist.scheduler import WorkStealingScheduling
+    from xdist.scheduler.worksteal import MIN_PENDING
 
-    return WorkStealingScheduling(config, log)
+    class CellScheduling(WorkStealingScheduling):
+        """xdist's work stealing without the dealing, and so without anything to steal."""
+
+        placement: Placement | None = None
+
+        def __init__(self) -> None:
+            super().__init__(config, log)
+            self.since: dict[Any, float] = {}  #: when each worker began what it is at
+
+        @property
+        def tests_finished(self) -> bool:
+            return not self.placement and super().tests_finished
+
+        @property
+        def has_pending(self) -> bool:
+            return bool(self.placement) or super().has_pending
+
+        def mark_test_complete(
+            self, node: Any, item_index: int, duration: float | None = None
+        ) -> None:
+            self.since[node] = monotonic()
+            super().mark_test_complete(node, item_index, duration)
+
+        def remove_node(self, node: Any) -> str | None:
+            if self.placement is not None:
+                self.placement.forget(node)
+            crashed: str | None = super().remove_node(node)
+            return crashed
+
+        def check_schedule(self) -> None:
+            if self.placement is None:
+                assert self.collection is not None
+                self.placement = place(self.collection)
+            self.placement.put(self.pending)
+            self.pending.clear()
+            for node, pending in self.node2pending.items():
+                if node.shutting_down:
+                    continue
+                if not pending:
+                    self.since[node] = monotonic()
+                while len(pending) < MIN_PENDING:
+                    tests = self.placement.take(node, self._busy(self.placement))
+                    if not tests:  # the worker is told, as it would wait with its last test
+                        node.shutdown()
+                        break
+                    pending.extend(tests)
+                    node.send_runtest_some(tests)
+
+        def _busy(self, placement: Placement) -> dict[Any, float]:
+            now = monotonic()
+            return {
+                node: max(0.0, placement.cost(pending) - (now - self.since.get(node, now)))
+                for node, pending in self.node2pending.items()
+                if not node.shutting_down
+            }
+
+    return CellScheduling()
 
 
 # --- on other hosts, by xdist's own engine, execnet ----------------------------------------

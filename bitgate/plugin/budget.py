@@ -22,10 +22,13 @@ class Budget:
         self.seconds = seconds
         self.workers = workers
         self.costs = costs
-        self.spent: dict[str, float] = {}
+        self.usual = median(costs.values()) if costs else UNKNOWN_COST
+        self.spent = 0.0  #: seconds, by the cases that have run
+        self._expected = 0.0  #: what those cost before
         self._started = monotonic()
         self._begun = self._started
-        self._waiting: dict[str, None] = {}
+        self._waiting: set[str] = set()
+        self._to_come = 0.0  #: what those that wait cost before
         self._until: float | None = None
 
     @classmethod
@@ -58,23 +61,22 @@ class Budget:
 
     def plan(self, keys: list[str]) -> None:
         """These cases will run."""
-        self._waiting = dict.fromkeys(keys)
+        self._waiting = set(keys)
+        self._to_come = sum(self.recorded(key) for key in self._waiting)
 
     def cost(self, key: str) -> float:
         """What a case will cost: as recorded, or else as usual, at the pace of this run."""
-        return self._pace * self._recorded(key)
+        return self._pace * self.recorded(key)
 
-    def _recorded(self, key: str) -> float:
-        if key in self.costs:
-            return self.costs[key]
-        return median(self.costs.values()) if self.costs else UNKNOWN_COST
+    def recorded(self, key: str) -> float:
+        """What a case has cost before, or else what is usual."""
+        return self.costs.get(key, self.usual)
 
     @property
     def _pace(self) -> float:
         """How much slower than the recorded costs this machine is, from the cases that have run;
         a faster one is not trusted, as the next case may be a slow one."""
-        expected = sum(self._recorded(key) for key in self.spent)
-        return max(1.0, sum(self.spent.values()) / expected) if expected else 1.0
+        return max(1.0, self.spent / self._expected) if self._expected else 1.0
 
     def refuses(self, key: str) -> bool:
         """Whether too little is left to begin."""
@@ -84,15 +86,18 @@ class Budget:
         self._begun = monotonic()
         if self.seconds is None:
             return
-        still = sum(self.cost(other) for other in self._waiting) or self.cost(key)
+        still = max(self._pace * self._to_come, self.cost(key))
         left = self.seconds - self.used
         # every worker waits for all cases that it has not run itself, whoever runs them
         share = min(left, self.workers * left * self.cost(key) / still)
         self._until = self._begun + max(share, 0.0)
 
     def end(self, key: str) -> None:
-        self.spent[key] = self.cost_so_far()
-        self._waiting.pop(key, None)
+        self.spent += self.cost_so_far()
+        self._expected += self.recorded(key)
+        if key in self._waiting:
+            self._waiting.remove(key)
+            self._to_come -= self.recorded(key)
         self._until = None
 
     def pause(self, seconds: float) -> None:

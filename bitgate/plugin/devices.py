@@ -50,8 +50,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Plain `-n` keeps the cells of a model together: they are collected side by side, and each
-    worker begins with a block of them."""
+    """Plain `-n` places whole cells, by model and by what they cost before."""
     if config.getoption("dist") == "load" and SESSION in config.stash:
-        return benchmark.stealing_scheduler(config, log)
+        return benchmark.cell_scheduler(config, log, config.stash[SESSION].place)
     return None

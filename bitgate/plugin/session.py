@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import pytest
 
-from bitgate.catalog import Case, Catalog
+from bitgate.catalog import Case, Catalog, PhaseWorkload
 from bitgate.gates.thresholds import Thresholds
 from bitgate.history.record import Result, broken, not_measured
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.options import Options
+from bitgate.plugin.placement import Job, Placement
 from bitgate.plugin.quiet import Quiet
 
 
@@ -68,13 +69,31 @@ class Session:
             return broken(case, self.failed[nodeid])
         return not_measured(case, self.skipped.get(nodeid, "not measured: the run ended before it"))
 
+    @cached_property
+    def _by_id(self) -> dict[str, list[Case]]:
+        found: dict[str, list[Case]] = {}
+        for case in self.due.values():
+            found.setdefault(case.id, []).append(case)
+        return found
+
     def case_of(self, nodeid: str) -> Case | None:
         """The case of a test that another process may have run: by the id in brackets, and by the
         kind, which benchmarks have in their name."""
         path, _, inside = nodeid.partition("[")
-        found = [case for case in self.due.values() if f"{case.id}]" == inside]
+        found = self._by_id.get(inside.removesuffix("]"), [])
         named = [case for case in found if case.kind in path]
         return next(iter(named or found), None)
+
+    def place(self, nodeids: Sequence[str]) -> Placement:
+        """Among workers, by model and by what each test cost before."""
+        return Placement([self._known(nodeid) for nodeid in nodeids])
+
+    def _known(self, nodeid: str) -> Job:
+        case = self.case_of(nodeid)
+        if case is None:
+            return Job(cell=nodeid)
+        timed = isinstance(case.workload, PhaseWorkload)
+        return Job(case.cell.id, case.cell.model.name, timed, self.budget.recorded(case.key))
 
 
 SESSION = pytest.StashKey[Session]()
