@@ -1,4 +1,4 @@
-"""The `bitgate` command."""
+"""`bitgate gates`: check thresholds.toml, and explain it."""
 
 from __future__ import annotations
 
@@ -11,37 +11,12 @@ import click
 
 from bitgate import kernels, quantize
 from bitgate.catalog import CADENCES, Case, Catalog, CatalogError, Execution, load, nearest
+from bitgate.cli.shared import CATALOG, THRESHOLDS, show
 from bitgate.gates import rules, thresholds
 from bitgate.gates.thresholds import Thresholds, ThresholdsError
 
-CATALOG = click.option(
-    "--catalog",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("fixtures"),
-    show_default=True,
-    help="Folder of matrix.toml.",
-)
-THRESHOLDS = click.option(
-    "--thresholds",
-    "thresholds_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("thresholds.toml"),
-    show_default=True,
-    help="The gates.",
-)
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="bitgate")
-def main() -> None:
-    """Decide whether quantized models are still good enough.
-
-    Measuring is pytest's: `pytest bench --help` shows its options under "bitgate". This command
-    is for everything around it.
-    """
-
-
-@main.command()
+@click.command()
 @CATALOG
 @THRESHOLDS
 @click.option(
@@ -74,46 +49,6 @@ def gates(catalog: Path, thresholds_file: Path, explain: str | None, device: str
         _explain(known, ruled, explain, device)
 
 
-@main.command()
-@click.argument(
-    "runs",
-    nargs=-1,
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="RUN..",
-)
-@click.option(
-    "--output",
-    "-o",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The merged run; its scores go beside it.",
-)
-def merge(runs: tuple[Path, ...], output: Path) -> None:
-    """Make one run of many that each measured a part (with --benchmark-json).
-
-    \b
-    Examples:
-      bitgate merge shard-*.json --output run.json
-      pytest-benchmark compare run.json
-
-    The Parquet files beside the runs are merged, too. Exit status 4, and nothing written, where
-    they are no parts of one run: measured at different commits, the same case twice, records of
-    another schema.
-    """
-    from bitgate.history.merge import MergeError
-    from bitgate.history.merge import merge as merged
-
-    try:
-        warnings = merged(runs, output)
-    except MergeError as error:
-        click.echo(f"ERROR: {error}", err=True)
-        sys.exit(4)
-    for warning in warnings:
-        click.echo(f"WARNING: {warning}", err=True)
-    click.echo(f"{len(runs)} runs merged in {output}")
-
-
 def _read(folder: Path, path: Path) -> tuple[Catalog, Thresholds]:
     try:
         catalog = load(folder, quantize.recipe_types())
@@ -144,7 +79,7 @@ def _overview(catalog: Catalog, ruled: Thresholds) -> None:
         )
         required = "\n".join(f"{metric} {bound}" for metric, bound in gate.require.items())
         table.add_row(gate.name, wanted or "everything", required, *map(str, matched))
-    _print(table)
+    show(table)
 
 
 def _meets(ruled: Thresholds, gate: str, case: Case) -> bool:
@@ -185,7 +120,7 @@ def _explain(catalog: Catalog, ruled: Thresholds, wanted: str, device: str) -> N
             served = f", served by {' or '.join(names)}" if len(explained) > 1 else ""
             title = Text(f"{case.key}{served}{'' if rows else ': no gate'}")
             if not rows:
-                _print(title)
+                show(title)
                 continue
             table = Table(title=title, title_justify="left", box=None, pad_edge=False)
             for column in ("metric", "bound", "gate", ""):
@@ -195,7 +130,7 @@ def _explain(catalog: Catalog, ruled: Thresholds, wanted: str, device: str) -> N
                 table.add_row(
                     row.metric, row.bound, row.gate, holds, style=None if row.wins else "dim"
                 )
-            _print(table)
+            show(table)
 
 
 def _executions(case: Case, device: str) -> Iterator[Execution]:
@@ -204,11 +139,3 @@ def _executions(case: Case, device: str) -> Iterator[Execution]:
     compiled = bool(getattr(case.workload, "compiled", False))
     for name in served:
         yield Execution(device=device, dtype="", threads=0, kernel=name, compiled=compiled)
-
-
-def _print(what: object) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=120)
-    console.print(what, "")

@@ -1,0 +1,48 @@
+"""`bitgate merge`: one run of many."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument(
+    "runs",
+    nargs=-1,
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="RUN..",
+)
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The merged run; its scores go beside it.",
+)
+def merge(runs: tuple[Path, ...], output: Path) -> None:
+    """Make one run of many that each measured a part (with --benchmark-json).
+
+    \b
+    Examples:
+      bitgate merge shard-*.json --output run.json
+      pytest-benchmark compare run.json
+
+    The Parquet files beside the runs are merged, too. Exit status 4, and nothing written, where
+    they are no parts of one run: measured at different commits, the same case twice, records of
+    another schema.
+    """
+    from bitgate.history.merge import MergeError
+    from bitgate.history.merge import merge as merged
+
+    try:
+        warnings = merged(runs, output)
+    except MergeError as error:
+        click.echo(f"ERROR: {error}", err=True)
+        sys.exit(4)
+    for warning in warnings:
+        click.echo(f"WARNING: {warning}", err=True)
+    click.echo(f"{len(runs)} runs merged in {output}")

@@ -1,0 +1,32 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+CATALOG = click.option(
+    "--catalog",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("fixtures"),
+    show_default=True,
+    help="Folder of matrix.toml.",
+)
+THRESHOLDS = click.option(
+    "--thresholds",
+    "thresholds_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("thresholds.toml"),
+    show_default=True,
+    help="The gates.",
+)
+
+
+def show(what: object) -> None:
+    """Print a table or a text, wide where nobody's terminal says how wide."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=120)
+    console.print(what, "")
