@@ -37,6 +37,8 @@ class Result:
     note: str = ""
     #: whether it failed before anything could be judged
     broken: bool = False
+    #: seconds spent on getting ready, by what was done; part of `seconds`
+    prepared: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -71,6 +73,7 @@ class Result:
             "outcome": self.outcome,
             "looks": self.looks,
             "seconds": self.seconds,
+            "prepared": dict(self.prepared),
             "waited": self.waited,
             "versions": versions(),
             "commit": commit(),
@@ -105,6 +108,7 @@ class Result:
             record["waited"],
             tuple(parcel["met"]),
             parcel["note"],
+            prepared=record["prepared"],
         )
 
 

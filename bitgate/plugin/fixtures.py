@@ -81,9 +81,11 @@ def quiet(request: pytest.FixtureRequest) -> Quiet:
 
 
 @pytest.fixture
-def gate(request: pytest.FixtureRequest, case: Case, execution: Execution) -> GateFixture:
+def gate(
+    request: pytest.FixtureRequest, shelf: Shelf, case: Case, execution: Execution
+) -> GateFixture:
     """`gate.decide(benchmark, measurement)`: measure until every rule for this case is decided,
     record everything, then fail with all rules that were missed."""
     from bitgate.plugin.gate import GateFixture
 
-    return GateFixture(session_of(request.config), request.node, case, execution)
+    return GateFixture(session_of(request.config), request.node, case, execution, shelf.prepared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -20,12 +21,18 @@ class GateFixture:
     """Decides one case."""
 
     def __init__(
-        self, session: Session, node: pytest.Item, case: Case, execution: Execution
+        self,
+        session: Session,
+        node: pytest.Item,
+        case: Case,
+        execution: Execution,
+        prepared: Mapping[str, float],
     ) -> None:
         self.session = session
         self.node = node
         self.case = case
         self.execution = execution
+        self.prepared = prepared
 
     def decide(self, benchmark: BenchmarkFixture, measurement: Measurement) -> None:
         """Pull batches until every rule is decided or this case's share of the budget is spent.
@@ -51,6 +58,7 @@ class GateFixture:
             self.session.budget.cost_so_far(),
             self.session.quiet.waited,
             tuple({rule.gate: None for rule in rules}),
+            prepared=dict(self.prepared),
         )
         self.node.stash[RESULT] = result
         benchmark.extra_info["bitgate"] = result.record()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from bitgate.catalog import Case, Cell, Execution, Model, PhaseWorkload, TextWorkload
@@ -31,6 +34,8 @@ class Shelf:
         self._texts: dict[tuple[str, str], Windows] = {}
         self._current: Execution | None = None
         self._refused: dict[str, SourceError] = {}
+        #: seconds that getting ready has taken for the case at hand, by what was done
+        self.prepared: dict[str, float] = {}
 
     def clear(self) -> None:
         self._drop_cell()
@@ -42,6 +47,7 @@ class Shelf:
         """How the quantized model of this case will run; sets the threads."""
         import torch
 
+        self.prepared = {}
         workload = case.workload
         phase = workload if isinstance(workload, PhaseWorkload) else None
         threads = (phase.threads if phase else None) or self.options.threads
@@ -69,7 +75,8 @@ class Shelf:
             self._drop_cell()
             module = self._load(case.cell.model).module
             how = method(case.cell.recipe.method)
-            made = how.quantize(module, case.cell.recipe, serving_dtype(self.device))
+            with self._preparing("quantize"):
+                made = how.quantize(module, case.cell.recipe, serving_dtype(self.device))
             self._cell = case.cell, made
         return self._serve(self._execution(case))
 
@@ -89,7 +96,8 @@ class Shelf:
             tokenizer = self._load(model).tokenizer
             if tokenizer is None:
                 raise SourceError(f"model {model.name}: tokenizer: it has none to read text with")
-            self._texts[key] = windows(dataset, tokenizer, load_documents(dataset))
+            with self._preparing("text"):
+                self._texts[key] = windows(dataset, tokenizer, load_documents(dataset))
         return self._texts[key]
 
     def _execution(self, case: Case) -> Execution:
@@ -102,7 +110,8 @@ class Shelf:
             self.clear()
             dtype = serving_dtype(self.device)
             try:
-                self._model = model, load_model(model, device=self.device, dtype=dtype)
+                with self._preparing("load"):
+                    self._model = model, load_model(model, device=self.device, dtype=dtype)
             except SourceError as error:
                 self._refused[model.name] = error
                 raise
@@ -111,8 +120,15 @@ class Shelf:
     def _serve(self, execution: Execution) -> Served:
         assert self._cell is not None
         if execution not in self._served:
-            self._served[execution] = self._cell[1].serve(execution)
+            with self._preparing("serve"):
+                self._served[execution] = self._cell[1].serve(execution)
         return self._served[execution]
+
+    @contextmanager
+    def _preparing(self, what: str) -> Iterator[None]:
+        start = monotonic()
+        yield
+        self.prepared[what] = self.prepared.get(what, 0.0) + monotonic() - start
 
     def _drop_cell(self) -> None:
         self._cell = None

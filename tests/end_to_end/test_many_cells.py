@@ -130,7 +130,7 @@ def test_a_cell_costs_milliseconds_however_many_there_are(tmp_path, workers, cap
     quarter = cells // 4
     first, last = ours[quarter] - ours[0], ours[cells - 1] - ours[cells - 1 - quarter]
     with capsys.disabled():
-        print(f"\n-n {workers}: {1000 * added:.1f} ms a cell", end="; ")
-        print(f"the last quarter takes {last / first:.2f} x the first")
+        print(f"\n-n {workers}: {1000 * added:.1f} ms a cell", end="; ")  # noqa: T201
+        print(f"the last quarter takes {last / first:.2f} x the first")  # noqa: T201
     assert added < 0.020
     assert last < 1.5 * first

@@ -9,7 +9,17 @@ import pytest
 from pyarrow import parquet
 
 #: what no two measurements of the same thing share
-TIMES = {"data", "waited", "seconds", "datetime", "cpu", "hz_actual", "hz_actual_friendly", "text"}
+TIMES = {
+    "data",
+    "prepared",
+    "waited",
+    "seconds",
+    "datetime",
+    "cpu",
+    "hz_actual",
+    "hz_actual_friendly",
+    "text",
+}
 STATISTICS = {"total", "min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ops"}
 OUTLIERS = {"iqr_outliers", "stddev_outliers", "outliers", "ld15iqr", "hd15iqr"}
 TIMED = {

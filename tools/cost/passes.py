@@ -1,7 +1,4 @@
-"""What measuring costs beside the bare forward passes that cannot be avoided.
-
-    tox -e cost                          ratios, measured now on the default model and text
-    tox -e cost -- --record RUN.json     write fixtures/costs.toml from a saved run
+"""What scoring costs beside the bare forward passes that cannot be avoided.
 
 Everything is timed in one process, batch by batch in changing order, so that a busy machine
 disturbs all of it alike; ratios are medians over batches.
@@ -9,53 +6,17 @@ disturbs all of it alike; ratios are medians over batches.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-ROOT = Path(__file__).parent.parent
-COSTS = ROOT / "fixtures" / "costs.toml"
+ROOT = Path(__file__).parents[2]
 MODEL, DATASET, RECIPE = "llama-smollm2-135m", "enwiki", "hqq-w4g64-rtn-dequantize"
 LIMITS = {"perplexity alone": 1.15, "with KL divergence and top-1": 1.25}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--record", type=Path, metavar="RUN.json", help="write fixtures/costs.toml")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=2, help="how often the text is gone through")
-    options = parser.parse_args()
-    if options.record:
-        return record(options.record)
-    return measure(options.threads, options.rounds)
-
-
-def record(path: Path) -> int:
-    """The seconds of each case of a saved run, its preparations included."""
-    from bitgate.history.runs import records_of
-
-    records = records_of(path)
-    if not records:
-        print(f"ERROR: {path}: no records of this version in it", file=sys.stderr)
-        return 4
-    lines = [
-        "# What each case cost on two cores of a shared machine, preparations included; the budget",
-        "# is divided by it. Written by `tox -e cost -- --record RUN.json`.",
-        "[seconds]",
-    ]
-    lines += [f'"{key}" = {one["seconds"]:.1f}' for key, one in records.items()]
-    COSTS.write_text("\n".join(lines) + "\n", "utf-8")
-    total = sum(one["seconds"] for one in records.values())
-    print(f"{COSTS.relative_to(ROOT)}: {len(records)} cases, {total:.0f} s in all")
-    return 0
 
 
 def measure(threads: int, rounds: int) -> int:
@@ -157,7 +118,3 @@ def _report(times: dict[str, list[float]], building: list[float], tokens: int) -
     )
     Console(width=100).print(table)
     return 1 if over else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
