@@ -19,6 +19,8 @@ PACKAGES = ("bitgate", "torch", "transformers", "hqq", "numpy", "gemlite")
 #: what passes records on; recorded nowhere, but no two hosts of a run may differ in it
 HARNESS = ("pytest", "pytest-benchmark", "pytest-xdist", "execnet")
 
+#: where the checkout that measures is; None: where the process was started
+checkout: Path | None = None
 #: the commit, as the controller knows it, where this is a copy of its checkout without `.git`
 copied: str | None = None
 
@@ -42,11 +44,11 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 def commit() -> str | None:
     """The revision of the checkout that measures, `+` if it has changes; None without git."""
-    return copied or _described()
+    return copied or _described(checkout)
 
 
 @cache
-def _described() -> str | None:
+def _described(_: Path | None) -> str | None:
     described = _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
     return None if described is None else described.decode().strip()
 
@@ -61,7 +63,9 @@ def changes(but: str | None = None) -> str | None:
 
 def _git(*arguments: str) -> bytes | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", *arguments], cwd=checkout, capture_output=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
@@ -71,7 +75,7 @@ def origin() -> dict[str, Any]:
     """All of it, as JSON can hold it."""
     return {
         "host": host(),
-        "folder": str(Path.cwd()),
+        "folder": str(Path.cwd() / (checkout or "")),
         "versions": versions(PACKAGES + HARNESS),
         "commit": commit(),
         "changes": changes(),
@@ -90,4 +94,6 @@ def identity(folder: str | os.PathLike[str]) -> list[int] | None:
 
 if __name__ == "__channelexec__":  # on a host that was asked, see bitgate/plugin/hosts.py
     asker: Any = globals()["channel"]
-    asker.send({**origin(), "folders": {name: identity(name) for name in asker.receive()}})
+    question = asker.receive()
+    checkout = Path(question["checkout"])
+    asker.send({**origin(), "folders": {name: identity(name) for name in question["folders"]}})

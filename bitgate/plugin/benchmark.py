@@ -9,6 +9,7 @@ tests/unit/test_benchmark_adapter.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -100,13 +101,21 @@ def is_distributed(config: pytest.Config) -> bool:
     return is_worker(config) or config.getoption("dist", "no") != "no"
 
 
-def workers(config: pytest.Config) -> int:
-    """How many processes measure, as the controller or the only process knows it."""
+def workers_by_host(config: pytest.Config) -> dict[str | None, int]:
+    """How many processes measure on each host, as the controller or the only process knows it;
+    None is this host."""
     if not is_distributed(config):
-        return 1
+        return {None: 1}
+    from execnet import XSpec
     from xdist.workermanage import parse_tx_spec_config
 
-    return len(parse_tx_spec_config(config))
+    return Counter(_host_of(XSpec(spec)) for spec in parse_tx_spec_config(config))
+
+
+def workers(config: pytest.Config) -> int:
+    """How many processes share this run, as each of them knows it."""
+    count: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    return count
 
 
 def is_disabled(config: pytest.Config) -> bool:
@@ -114,15 +123,24 @@ def is_disabled(config: pytest.Config) -> bool:
     return bool(config._benchmarksession.disabled)  # type: ignore[attr-defined]
 
 
-def tell_finished(node: Any, nodeids: list[str]) -> None:
-    """Tell a worker, before it starts, which tests need not run again."""
-    node.workerinput["bitgate_finished"] = nodeids
+def tell(node: Any, what: str, value: Any) -> None:
+    """Tell a worker something, before it starts."""
+    node.workerinput[f"bitgate_{what}"] = value
 
 
-def finished_before(config: pytest.Config) -> list[str]:
-    """What this worker was told."""
-    told: list[str] = getattr(config, "workerinput", {}).get("bitgate_finished", [])
-    return told
+def told(config: pytest.Config, what: str) -> Any:
+    """What this worker was told; None if it was not, or is none."""
+    return getattr(config, "workerinput", {}).get(f"bitgate_{what}")
+
+
+def tell_neighbours(node: Any) -> None:
+    """Tell a worker how many there are on its host."""
+    tell(node, "neighbours", workers_by_host(node.config)[_host_of(node.gateway.spec)])
+
+
+def neighbours(config: pytest.Config) -> int:
+    """How many workers share this one's host, itself among them."""
+    return told(config, "neighbours") or 1
 
 
 def before_its_session(config: pytest.Config) -> None:
@@ -281,6 +299,12 @@ def name_of_host(spec: Any) -> str | None:
     return str(spec.ssh or spec.vagrant_ssh or spec.socket or spec.via)
 
 
+def _host_of(spec: Any) -> str | None:
+    """The same for two users of one host, whatever else ssh is told."""
+    name = name_of_host(spec)
+    return name and name.split()[-1].rpartition("@")[2]
+
+
 def ask(gateway: Any, module: ModuleType, question: Any) -> Any:
     """Run a module's source on a host, as xdist runs its own there; it answers one question."""
     channel = gateway.remote_exec(module)
@@ -373,8 +397,9 @@ def _place_there(path: Path, roots: Sequence[Path], started_at: Path) -> str | N
 
 
 def keep_to_living_hosts(config: pytest.Config, told: Callable[[str], None]) -> None:
-    """A worker that died on a host which is gone, too, is replaced on another host: at once where
-    one still takes tests, else as soon as one has finished its own. `told` is told why."""
+    """A worker that died on a host which is gone, too, is replaced on another host: not at all
+    where a worker still takes tests, else where one has finished its own, or as soon as one has.
+    `told` is told why."""
     session = config.pluginmanager.getplugin("dsession")
     config.pluginmanager.register(_Replacements(session, told), "bitgate-replacements")
 
@@ -384,9 +409,27 @@ class _Replacements:
         self.session = session
         self.told = told
         self.replace, session._clone_node = session._clone_node, self.try_to_replace
+        self.done: list[Any] = []  #: workers that have finished; their hosts can take others
         self.missing = False  #: a worker, with no host to start it on yet
 
     def try_to_replace(self, node: Any) -> None:
+        if self._start_where(node):
+            return
+        others = self.session._active_nodes - {node}
+        if not self.session.sched.collection_is_completed:
+            self.session.shouldstop = "a host is gone before anything was measured"
+        elif not self.session.sched.has_pending:
+            return  # nothing is left to run
+        elif all(other.shutting_down for other in others):  # none takes what is left
+            while self.done:
+                if self._start_where(self.done.pop()):
+                    return
+            self.missing = bool(others)
+            if not others:
+                self.session.shouldstop = "no host is left to measure on"
+
+    def _start_where(self, node: Any) -> bool:
+        """Start a worker where this one was; False if its host is gone."""
         try:
             self.replace(node)
         except Exception as error:
@@ -395,15 +438,15 @@ class _Replacements:
             if why is None:
                 raise
             self.told(why)
-            others = self.session._active_nodes - {node}
-            if not others:
-                self.session.shouldstop = "no host is left to measure on"
-            elif not self.session.sched.collection_is_completed:
-                self.session.shouldstop = "a host is gone before anything was measured"
-            self.missing = all(other.shutting_down for other in others)
+            return False
+        return True
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        if self.missing and error is None and self.session.sched.has_pending:
+        if error is not None:
+            return
+        if self.missing and self.session.sched.has_pending:
             self.missing = False
             self.try_to_replace(node)
+        else:
+            self.done.append(node)

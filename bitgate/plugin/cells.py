@@ -27,8 +27,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", [])
         return
     cases = [c for c in session_of(metafunc.config).due.values() if c.kind == kind]
-    keys = [case.key for case in cases]
-    metafunc.parametrize("case", keys, ids=[case.id for case in cases], indirect=True)
+    chosen = getattr(pytest.mark, kind)  # for -m, as -k also finds the kind in a recipe's name
+    params = [pytest.param(case.key, id=case.id, marks=chosen) for case in cases]
+    metafunc.parametrize("case", params, indirect=True)
 
 
 @pytest.hookimpl(trylast=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
 from bitgate import kernels, quantize
-from bitgate.catalog import CatalogError, load
+from bitgate.catalog import KINDS, CatalogError, load
 from bitgate.gates import thresholds as gates
 from bitgate.gates.thresholds import ThresholdsError
+from bitgate.history import origin
 from bitgate.kernels import KernelError
 from bitgate.plugin import benchmark, devices, hosts, journal, options, parcel
 from bitgate.plugin.budget import Budget
@@ -20,6 +22,7 @@ from bitgate.sources.errors import SourceError
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    origin.checkout = config.rootpath
     devices.refuse_too_many(config)
     benchmark.before_its_session(config)
     config.addinivalue_line(
@@ -27,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "workload(kind): the workload of this benchmark (quantize, perplexity, decode, prefill); "
         "the matrix says which cells meet it.",
     )
+    for kind in KINDS:
+        config.addinivalue_line("markers", f"{kind}: every case of such a workload has it, for -m.")
     if not benchmark.is_worker(config):
         config.pluginmanager.register(Books(config), "bitgate-books")
     hosts.watch(config)
@@ -144,6 +149,10 @@ class Books:
             keeper.keep(report, arrived)
         if arrived is not None:
             parcel.enter(self.config, arrived, here=not benchmark.is_distributed(self.config))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        benchmark.tell_neighbours(node)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:

@@ -7,6 +7,7 @@ own (`//chdir=`) or gets a copy of the controller's (`--rsyncdir`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,12 @@ import pytest
 from bitgate.history import origin
 from bitgate.plugin import benchmark
 
-COMMIT = "bitgate_commit"  #: of xdist's workerinput: the commit of what was copied to the worker
-
 
 def watch(config: pytest.Config) -> None:
     """As a worker, take over what the controller knows; as a controller of other hosts, look after
     them. Local workers need neither."""
     if benchmark.is_worker(config):
-        origin.copied = getattr(config, "workerinput", {}).get(COMMIT)
+        origin.copied = benchmark.told(config, "commit")
     elif benchmark.has_other_hosts(config):
         if not benchmark.is_distributed(config):
             raise pytest.UsageError("--tx: hosts are used with --dist load, which is missing")
@@ -60,7 +59,11 @@ class Hosts:
         name = benchmark.name_of_host(gateway.spec)
         if name is None:
             return
-        there = benchmark.ask(gateway, origin, [folder.name for folder in self.copied])
+        question = {
+            "checkout": "." if self.copied else _place_there(self.config),
+            "folders": [folder.name for folder in self.copied],
+        }
+        there = benchmark.ask(gateway, origin, question)
         for folder in self.copied:
             # copying deletes what is not sent, such as .git: never onto itself
             if there["folders"][folder.name] == origin.identity(folder):
@@ -79,12 +82,20 @@ class Hosts:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         if self.copied and benchmark.name_of_host(node.gateway.spec) is not None:
-            node.workerinput[COMMIT] = origin.commit()
+            benchmark.tell(node, "commit", origin.commit())
 
     def _say(self, why: str) -> None:
         terminal = self.config.pluginmanager.getplugin("terminalreporter")
         if terminal is not None:
             terminal.write_line(f"{why}; other hosts take over", red=True)
+
+
+def _place_there(config: pytest.Config) -> str:
+    """Pytest's rootdir on a host that has a checkout of its own: as its arguments are meant there,
+    from where pytest is started."""
+    here, started = config.rootpath, config.invocation_params.dir
+    related = here.is_relative_to(started) or started.is_relative_to(here)
+    return relpath(here, started) if related else str(here)
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any], copied: bool) -> list[str]:

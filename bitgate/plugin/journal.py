@@ -45,7 +45,7 @@ def keeper_of(config: pytest.Config) -> Keeper | None:
 def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take out what the run that is resumed had finished."""
     keeper = keeper_of(config)
-    finished = benchmark.finished_before(config) if keeper is None else keeper.resumed
+    finished = benchmark.told(config, "finished") if keeper is None else keeper.resumed
     if not finished:
         return
     known = set(finished)
@@ -153,7 +153,7 @@ class Keeper:
             matrix=fingerprints(self.session.due.values()),
             execution={
                 "device": wanted.device,
-                "threads": options.threads(self.config, benchmark.workers(self.config)),
+                "threads": _threads(self.config),
                 "timing": "off" if benchmark.is_disabled(self.config) else "on",
             },
             versions=versions(),
@@ -166,7 +166,7 @@ class Keeper:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        benchmark.tell_finished(node, list(self.resumed))
+        benchmark.tell(node, "finished", list(self.resumed))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.planned = {item.nodeid for item in session.items}
@@ -253,6 +253,15 @@ def _is_finished(arrived: dict[str, Any]) -> bool:
     if arrived["result"] is not None:
         return arrived["result"]["record"] is not None
     return not arrived["benchmark"]["has_error"]
+
+
+def _threads(config: pytest.Config) -> int | str:
+    """Threads of each worker; by a rule, where other hosts have cores of their own."""
+    hosts = benchmark.workers_by_host(config)
+    if hosts.keys() == {None} or config.getoption("threads"):
+        return options.threads(config, hosts.get(None, 1))
+    shares = sorted({2 * workers for workers in hosts.values()})
+    return f"a host's cores / {' or '.join(map(str, shares))}"
 
 
 def _selection(config: pytest.Config) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitgate.catalog import CADENCES, Cadence
+from bitgate.plugin import benchmark
 
 #: minutes that a run may take by default; None is no limit
 BUDGETS: dict[Cadence, float | None] = {"commit": 10, "nightly": 60, "weekly": None}
@@ -80,7 +81,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         metavar="N",
         help="Threads on a CPU, where a workload does not say. Default: half of the cores, divided "
-        "among workers.",
+        "among the workers of a host.",
     )
     group.addoption(
         "--devices",
@@ -141,7 +142,6 @@ def _device(text: str) -> str:
 
 
 def read(config: pytest.Config) -> Options:
-    workers = getattr(config, "workerinput", {}).get("workercount", 1)
     cadence: Cadence = config.getoption("cadence")
     minutes = config.getoption("budget") or BUDGETS[cadence]
     return Options(
@@ -150,14 +150,14 @@ def read(config: pytest.Config) -> Options:
         catalog=_path(config, "catalog", "fixtures"),
         thresholds=_path(config, "thresholds", "thresholds.toml"),
         device=config.getoption("device"),
-        threads=threads(config, workers),
-        workers=workers,
+        threads=threads(config, benchmark.neighbours(config)),
+        workers=benchmark.workers(config),
         fail_inconclusive=config.getoption("fail_inconclusive"),
     )
 
 
 def threads(config: pytest.Config, workers: int) -> int:
-    """Threads of quality work, where so many processes share the machine."""
+    """Threads of quality work, where so many processes share this host."""
     # more threads than half of the logical cores share their arithmetic units, and on a busy
     # machine they wait for each other
     return config.getoption("threads") or max(1, (os.cpu_count() or 1) // 2 // workers)

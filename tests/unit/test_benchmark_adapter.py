@@ -1,9 +1,15 @@
-"""Every private name of pytest-benchmark that the adapter uses, in a real session: an upgrade that
-moves one is seen here."""
+"""Every private name of pytest-benchmark and xdist that the adapter uses, in real sessions: an
+upgrade that moves one, or changes what it means, is seen here. Those of the scheduler are in
+test_cell_scheduler.py, those of other hosts in test_other_hosts.py; no other module has any
+(test_private_names.py)."""
 
 from __future__ import annotations
 
 import json
+
+import pytest
+
+from bitgate.plugin import benchmark as adapter
 
 pytest_plugins = ["pytester"]
 
@@ -73,27 +79,189 @@ def test_disabled(pytester):
     done.assert_outcomes(passed=1, deselected=5)
 
 
+# --- beside xdist --------------------------------------------------------------------------
+
+PLAIN = """
+import pytest
+from bitgate.plugin.benchmark import Rounds
+
+@pytest.mark.benchmark(group="some", min_rounds=3)
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_grouped(benchmark, seconds):
+    benchmark.extra_info["more"] = {"list": [1, None, "é"], "number": 1 / 3}
+    with Rounds(benchmark) as rounds:
+        rounds.add([seconds, seconds / 2, seconds / 3])
+
+def test_pedantic(benchmark):
+    benchmark.pedantic(lambda: None, rounds=2, iterations=7)
+
+def test_crash(benchmark):
+    with Rounds(benchmark) as rounds:
+        rounds.add([1.0])
+        raise RuntimeError("measured wrongly")
+
+def test_of_something_else():
+    pass
+"""
+#: what two runs of the same thing do not share
+OF_A_RUN = {"seconds", "waited", "datetime", "machine_info", "commit_info"}
+
+
+def comparable(value):
+    if isinstance(value, list):
+        return [comparable(inner) for inner in value]
+    if isinstance(value, dict):
+        timed = {"stats"} if value.get("name") == "test_pedantic" else set()
+        return {k: comparable(v) for k, v in value.items() if k not in OF_A_RUN | timed}
+    return value
+
+
+def test_workers_leave_what_one_process_leaves(free_project, pytester):
+    """Records travel whole, and what has to happen once happens once."""
+    free_project(pytester.path)
+    (pytester.path / "bench" / "test_plain.py").write_text(PLAIN)
+    left = []
+    for workers in ("0", "2"):
+        json_file = pytester.path / f"run{workers}.json"
+        done = pytester.runpytest_subprocess(
+            *("bench", "-n", workers, "--benchmark-only"),
+            *(f"--benchmark-json={json_file}", f"--benchmark-save=of{workers}"),
+        )
+        done.assert_outcomes(passed=7, failed=1, skipped=1)  # the latter by --benchmark-only
+        printed = done.stdout.str() + done.stderr.str()
+        assert "automatically disabled" not in printed
+        assert "Not saving anything" not in printed
+        assert printed.count("Wrote benchmark data in") == 1
+        assert printed.count("Saved benchmark data in") == 1
+        (saved,) = pytester.path.glob(f".benchmarks/*/*_of{workers}.json")
+        assert saved.with_suffix(".parquet").is_file()  # on_save was told of it
+        left.append([comparable(json.loads(path.read_text())) for path in (json_file, saved)])
+        pedantic = json.loads(json_file.read_text())["benchmarks"][2]
+        assert pedantic["name"] == "test_pedantic"
+        assert pedantic["stats"]["iterations"] == 7
+        assert len(pedantic["stats"]["data"]) == 2
+    assert left[0] == left[1]
+    names = [benchmark["name"] for benchmark in left[0][0]["benchmarks"]]
+    cells = ("llama-free-hqq-w4g64", "llama-free-hqq-w4g64-dequantize")
+    assert names == [
+        *("test_grouped[0.5]", "test_grouped[2.0]", "test_pedantic"),
+        *(f"test_{kind}" for c in cells for kind in (f"quantize[{c}]", f"perplexity[{c}-words]")),
+    ]
+
+
+DISTRIBUTED = ("--dist=load", "--tx=2*popen")
+
+
+def session(pytester, *arguments, prepared=True):
+    """pytest-benchmark's own session, under these arguments."""
+    config = pytester.parseconfig(*arguments)
+    if prepared:
+        adapter.before_its_session(config)
+    config._do_configure()
+    try:
+        if prepared:
+            adapter.switch_on(config)
+        return config._benchmarksession
+    finally:
+        config._ensure_unconfigure()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--benchmark-only"],
+        ["--benchmark-skip"],
+        ["--benchmark-only", "--benchmark-skip"],
+        ["--benchmark-disable"],
+        ["--benchmark-disable", "--benchmark-enable"],
+    ],
+)
+def test_it_is_switched_as_in_one_process(pytester, options):
+    alone = session(pytester, *options, prepared=False)
+    beside = session(pytester, *DISTRIBUTED, *options)
+    switches = ("disabled", "only", "skip", "xdist_warning")
+    assert [getattr(beside, n) for n in switches] == [getattr(alone, n) for n in switches]
+
+
+def test_it_switches_itself_off_by_itself(pytester):
+    """Without which the adapter would have nothing to do."""
+    beside = session(pytester, *DISTRIBUTED, prepared=False)
+    assert beside.disabled
+    assert beside.xdist_warning
+    with pytest.raises(pytest.UsageError, match="benchmark-only"):
+        session(pytester, *DISTRIBUTED, "--benchmark-only", prepared=False)
+
+
+@pytest.mark.filterwarnings("ignore:Can't compare")
+def test_a_worker_leaves_bookkeeping_alone(pytester, monkeypatch):
+    asked = [
+        *("--benchmark-save=some", "--benchmark-autosave", "--benchmark-json=run.json"),
+        *("--benchmark-compare", "--benchmark-compare-fail=min:5%", "--benchmark-histogram=plot"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTEST_XDIST_WORKER", "gw0")
+        patch.setattr(adapter, "is_worker", lambda config: True)
+        of_worker = session(pytester, *asked)
+    kept = ("save", "autosave", "json", "compare", "compare_fail", "histogram")
+    assert not any(getattr(of_worker, name) for name in kept)
+    assert not of_worker.disabled
+    alone = session(pytester, *asked)
+    assert all(getattr(alone, name) for name in kept)
+
+
+#: options of pytest-benchmark that say how one benchmark is timed, or how all are shown
+HARMLESS = {
+    *("min_time", "max_time", "min_rounds", "timer", "precision", "confidence", "disable_gc"),
+    *("calibration_precision", "warmup", "warmup_iterations", "verbose", "quiet", "skip", "only"),
+    *("disable", "enable", "group_by", "sort", "columns", "name", "time_unit", "storage", "netrc"),
+    *("cprofile", "cprofile_loops", "cprofile_top", "cprofile_dump", "save_data"),
+}
+
+
+def test_every_option_is_known(pytester):
+    """A new one may have to act once."""
+    config = pytester.parseconfig()
+    given = {n: v for n, v in vars(config.option).items() if n.startswith("benchmark_")}
+    assert set(given) == {f"benchmark_{name}" for name in HARMLESS} | adapter.BOOKKEEPING.keys()
+    assert {name: given[name] for name in adapter.BOOKKEEPING} == adapter.BOOKKEEPING
+
+
+COUNTS = """
+import pytest
+from bitgate.plugin import benchmark as adapter
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    adapter.tell(node, "finished", [str(adapter.workers_by_host(node.config))])
+    adapter.tell_neighbours(node)
+"""
+
+
 def test_workers_are_counted_and_told_before_they_start(pytester):
-    pytester.makeconftest(
-        "import pytest\n"
-        "from bitgate.plugin import benchmark as adapter\n"
-        "@pytest.hookimpl(optionalhook=True)\n"
-        "def pytest_configure_node(node):\n"
-        '    adapter.tell_finished(node, [f"of {adapter.workers(node.config)} workers"])\n'
-    )
+    pytester.makeconftest(COUNTS)
     pytester.makepyfile(
         "from bitgate.plugin import benchmark as adapter\n"
         "def test_told(request):\n"
-        '    assert adapter.finished_before(request.config) == ["of 2 workers"]\n'
-        "    assert adapter.is_disabled(request.config)  # as nothing has switched it on\n"
+        "    config = request.config\n"
+        '    assert adapter.told(config, "finished") == ["Counter({None: 2})"]\n'
+        '    assert adapter.told(config, "something else") is None\n'
+        "    assert adapter.workers(config) == adapter.neighbours(config) == 2\n"
+        "    assert adapter.is_worker(config) and adapter.is_distributed(config)\n"
+        "    assert adapter.is_disabled(config)  # as nothing has switched it on\n"
     )
-    pytester.runpytest_subprocess("-n", "2").assert_outcomes(passed=1)
-    pytester.makeconftest("")
-    pytester.makepyfile(
-        "from bitgate.plugin import benchmark as adapter\n"
-        "def test_alone(request):\n"
-        "    assert adapter.finished_before(request.config) == []\n"
-        "    assert adapter.workers(request.config) == 1\n"
-        "    assert not adapter.is_disabled(request.config)\n"
-    )
-    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    done = pytester.runpytest_subprocess("--tx=popen", "--tx=1*popen", "--dist=load")
+    done.assert_outcomes(passed=1)
+    config = pytester.parseconfigure()
+    assert adapter.told(config, "finished") is None
+    assert adapter.workers_by_host(config) == {None: 1}
+    assert adapter.workers(config) == adapter.neighbours(config) == 1
+    assert not adapter.is_distributed(config)
+    assert not adapter.is_disabled(config)
+
+
+def test_workers_by_host(pytester):
+    """However xdist and ssh are told of them."""
+    specs = ["2*popen", "popen//chdir=x", "2*ssh=me@gpu1//python=py", "ssh=gpu1", "popen//via=far"]
+    config = pytester.parseconfig("--dist=load", *(f"--tx={spec}" for spec in specs))
+    assert adapter.workers_by_host(config) == {None: 3, "gpu1": 3, "far": 1}

@@ -58,7 +58,8 @@ def test_a_host_is_asked_without_bitgate_or_its_folder(tmp_path):
     try:
         gateway = group.makegateway(f"popen//chdir={tmp_path}")
         (tmp_path / "copied").mkdir()
-        answer = benchmark.ask(gateway, origin, ["copied", "nothing"])
+        question = {"checkout": ".", "folders": ["copied", "nothing"]}
+        answer = benchmark.ask(gateway, origin, question)
     finally:
         group.terminate(timeout=5)
     assert answer["folder"] == str(tmp_path)

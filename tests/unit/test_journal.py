@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitgate.catalog import load
+from bitgate.history import origin
 from bitgate.history.journal import (
     Header,
     Journal,
@@ -283,6 +284,7 @@ def test_uncommitted_changes_but_those_of_gates(tmp_path, monkeypatch):
         subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(origin, "checkout", tmp_path)
     assert changes(but="thresholds.toml") is None
     code, rules = tmp_path / "code.py", tmp_path / "deep" / "thresholds.toml"
     rules.parent.mkdir()
