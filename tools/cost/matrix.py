@@ -128,20 +128,20 @@ def _base_seconds(items: Path) -> dict[str, float]:
 def _today(folder: Path, run: Run) -> float:
     """Seconds of one process per cell of `run` for its quality, and one for its speed."""
     models, texts = _prepare(folder, run)
-    jobs: dict[tuple[str, ...], None] = {}
+    jobs: list[tuple[str, ...]] = []
     for key, record in run.records.items():
         recipe, workload = record["recipe"], record["workload"]
         model = str(models[record["model"]])
         how = [f"--bits={recipe['bits']}", f"--group-size={recipe['group_size']}"]
         how += ["--no-solver"] if recipe.get("solver") is False else []
         if workload["kind"] == "perplexity":
-            jobs["quality", model, str(texts[workload["name"]]), *how] = None
+            jobs.append(("quality", model, str(texts[workload["name"]]), *how))
         elif workload["kind"] == "decode":  # as many steps as were timed here
             timed = run.rounds[key] * record["metrics"]["tokens_per_second"]["value"]
             steps = f"--steps={max(1, round(timed))}"
-            jobs["speed", model, *how, f"--prompt={workload['prompt']}", steps] = None
+            jobs.append(("speed", model, *how, f"--prompt={workload['prompt']}", steps))
         elif workload["kind"] == "prefill":
-            jobs["speed", model, *how, f"--prompt={workload['prompt']}", "--steps=0"] = None
+            jobs.append(("speed", model, *how, f"--prompt={workload['prompt']}", "--steps=0"))
     total = 0.0
     for number, job in enumerate(jobs, 1):
         started = monotonic()
@@ -156,11 +156,13 @@ def _today(folder: Path, run: Run) -> float:
 def _prepare(folder: Path, run: Run) -> tuple[dict[str, Path], dict[str, Path]]:
     """The models of a run as transformers loads them, and its texts, cut as they were here."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from bitgate import quantize
     from bitgate.catalog import load
     from bitgate.sources import load_documents, load_model, windows
 
+    disable_progress_bar()
     catalog = load(ROOT / "fixtures", quantize.recipe_types())
     models: dict[str, Path] = {}
     texts: dict[str, Path] = {}
