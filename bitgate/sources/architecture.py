@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitgate.catalog import Model, nearest
 from bitgate.sources.errors import SourceError
+from bitgate.sources.imports import import_transformers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,7 @@ STILL_READ = {"num_labels", "rope_scaling", "rope_theta", "torch_dtype"}
 
 def read_config(model: Model, directory: Path | None) -> PreTrainedConfig:
     """The configuration: of the model's directory, or else from the catalog."""
+    import_transformers()
     from transformers import AutoConfig
 
     if directory is not None:
@@ -37,6 +39,7 @@ def read_config(model: Model, directory: Path | None) -> PreTrainedConfig:
 
 def config_from(config: Mapping[str, Any]) -> PreTrainedConfig:
     """A configuration from its fields, `model_type` among them."""
+    import_transformers()
     from transformers import AutoConfig
 
     fields = dict(config)

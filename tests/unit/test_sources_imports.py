@@ -1,0 +1,42 @@
+"""transformers and hqq are imported without torch's compiler, and can still compile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from bitgate.sources import imports
+
+
+def test_the_compiler_is_not_imported_and_compile_is_as_before():
+    program = (
+        "import sys, torch\n"
+        "before = torch.compile\n"
+        "from bitgate.sources.imports import import_transformers\n"
+        "import_transformers()\n"
+        "import hqq.core.quantize\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "assert torch.compile is before\n"
+        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_decorated_is_compiled_at_its_first_call_and_once():
+    seen = []
+
+    def compiler(function, **options):
+        seen.append(options)
+        return lambda *arguments: function(*arguments) + 1
+
+    class Layer:
+        @imports._at_first_call(compiler, fullgraph=True)
+        def forward(self, x):
+            """Its own."""
+            return 10 * x
+
+    assert seen == []
+    assert Layer.forward.__doc__ == "Its own."
+    assert [Layer().forward(2), Layer().forward(3)] == [21, 31]
+    assert seen == [{"fullgraph": True}]
