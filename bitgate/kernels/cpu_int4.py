@@ -26,11 +26,10 @@ class Int4Linear(nn.Module):
     def __init__(self, weight: Affine, bias: Tensor | None) -> None:
         super().__init__()
         self.grouping = weight.grouping
-        codes = weight.codes.to(torch.int32).contiguous()
         scale, zero = weight.scale.float(), weight.zero.float()
         # the kernel computes (code - 8) * scale + offset
         pairs = torch.stack([scale, (8 - zero) * scale], dim=-1).transpose(0, 1).contiguous()
-        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1))
+        self.register_buffer("packed", _packed(weight.codes))
         self.register_buffer("scale_and_zero", pairs.bfloat16())
         self.register_buffer("bias", bias)
 
@@ -46,6 +45,19 @@ class Int4Linear(nn.Module):
     def extra_repr(self) -> str:
         return str(self.grouping)
 
+
+def _packed(codes: Tensor) -> Tensor:
+    """Codes uint8 [out_features, in_features], as the kernel wants them.
+
+    The packing asks for int32. Its layout is of blocks of at most 64 rows, so that some rows at a
+    time give the same bytes, without four times the memory of the whole.
+    """
+    convert = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+    rows = (part.to(torch.int32).contiguous() for part in codes.split(_ROWS))
+    return torch.cat([convert(part, 1) for part in rows])
+
+
+_ROWS = 1024
 
 LAYER = Int4Linear
 

@@ -331,3 +331,15 @@ def test_a_slice_keeps_all_of_its_storage_alive():
 def test_tied_weights_count_once(llama):
     tied, untied = (tensor_bytes(llama(tie_word_embeddings=tie)) for tie in (True, False))
     assert untied - tied == 256 * 128 * 4
+
+
+def test_rows_are_packed_some_at_a_time_with_the_same_bytes():
+    import torch
+
+    from bitgate.kernels import cpu_int4
+
+    generator = torch.Generator().manual_seed(0)
+    for rows in (16, 1008, 1024, 1040, 2048 + 48):
+        codes = torch.randint(0, 16, (rows, 64), dtype=torch.uint8, generator=generator)
+        whole = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
+        assert torch.equal(cpu_int4._packed(codes), whole), rows
