@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from types import ModuleType, SimpleNamespace
@@ -76,6 +77,16 @@ def on_save(config: pytest.Config, told: Callable[[Path], None]) -> None:
             told(path)
 
     storage.save = save_and_tell
+
+
+def refuse_to_draw(config: pytest.Config) -> None:
+    """--benchmark-histogram without what it draws with: pytest-benchmark would crash on it, after
+    everything is measured."""
+    if config.getoption("benchmark_histogram", None) and find_spec("pygal") is None:
+        raise pytest.UsageError(
+            "--benchmark-histogram: pygal is not installed; "
+            "pip install 'pytest-benchmark[histogram]'"
+        )
 
 
 # --- beside xdist --------------------------------------------------------------------------

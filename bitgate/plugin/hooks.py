@@ -24,6 +24,7 @@ from bitgate.sources.errors import SourceError
 def pytest_configure(config: pytest.Config) -> None:
     origin.checkout = config.rootpath
     devices.refuse_too_many(config)
+    benchmark.refuse_to_draw(config)
     benchmark.before_its_session(config)
     config.addinivalue_line(
         "markers",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from importlib.util import find_spec
 
 import pytest
 from pyarrow import parquet
@@ -85,3 +87,32 @@ def test_the_options_of_pytest_benchmark(project, workers):
     assert len(project.saved()) == 1
     skipped = project.run(*chosen, "--benchmark-skip")
     assert "1 passed, 1 skipped" in skipped.stdout
+
+
+def test_a_histogram_is_drawn_once(project):
+    """And where it cannot be drawn, that is said before anything is measured."""
+    (project.path / "bench" / "test_plain.py").write_text(
+        "from bitgate.plugin.benchmark import Rounds\n"
+        "def test_plain(benchmark):\n"
+        "    with Rounds(benchmark) as rounds:\n"
+        "        rounds.add([0.25, 0.5, 1.0])\n"
+    )
+    left = []
+    for workers in ("0", "2"):
+        done = project.run("-n", workers, "-k", "plain", "--benchmark-histogram=plots/of")
+        plots = {
+            path.name: re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", path.read_text())
+            for path in project.path.glob("plots/*")
+        }
+        shutil.rmtree(project.path / "plots", ignore_errors=True)
+        left.append((done.returncode, done.stderr, plots))
+        assert "Traceback" not in done.stdout + done.stderr
+    assert left[0] == left[1]
+    status, said, plots = left[0]
+    if find_spec("pygal"):
+        assert status == 0
+        assert list(plots) == ["of.svg"]
+    else:
+        assert status == 4
+        assert "ERROR: --benchmark-histogram: pygal is not installed" in said
+        assert not plots

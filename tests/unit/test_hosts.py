@@ -112,26 +112,3 @@ def test_a_checkout_of_its_own_is_told_relative_paths(checkout):
     given = ["bench", str(checkout / "bench"), "--catalog=fixtures", "-k", "bench", "/dev/null"]
     told = benchmark.arguments_there(["bench"], [], given)
     assert told == ["bench", "bench", "--catalog=fixtures", "-k", "bench", "/dev/null"]
-
-
-def test_xdist_has_the_names_that_are_used():
-    """An upgrade that moves one is seen here; what they do is seen in tests/end_to_end."""
-    import inspect
-
-    from execnet.gateway_base import RemoteError
-    from execnet.gateway_bootstrap import HostNotFound
-    from xdist import dsession, workermanage
-
-    assert issubclass(HostNotFound, Exception)
-    assert issubclass(RemoteError, Exception)
-    assert list(inspect.signature(workermanage.make_reltoroot).parameters) == ["roots", "args"]
-    assert "make_reltoroot(self.nodemanager.roots, args)" in inspect.getsource(
-        workermanage.WorkerController.setup
-    )
-    session = inspect.getsource(dsession.DSession)
-    for name in ("nodemanager", "sched", "shouldstop", "_active_nodes", "_max_worker_restart"):
-        assert f"self.{name} = " in session or f"self.{name}: " in session
-    assert "self._clone_node(node)" in session
-    nodes = inspect.getsource(workermanage.NodeManager)
-    assert "self.group = execnet.Group" in nodes
-    assert "gw.node = node" in nodes
