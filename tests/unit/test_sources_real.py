@@ -14,7 +14,7 @@ pytestmark = pytest.mark.real
 def entries():
     """The default catalog's models and datasets; those of the checkout beside them."""
     found = catalog.Catalog()
-    for folder in (catalog.DEFAULTS, Path(__file__).parents[2] / "fixtures"):
+    for folder in (catalog.reading.DEFAULTS, Path(__file__).parents[2] / "fixtures"):
         catalog._read_models(found, folder / "models.toml")
         catalog._read_datasets(found, folder / "datasets.toml")
     return found
