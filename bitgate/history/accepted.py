@@ -10,10 +10,9 @@ from __future__ import annotations
 import getpass
 import json
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -91,35 +90,29 @@ class Baseline:
             partial.unlink(missing_ok=True)
 
 
-def choose(run: SavedRun, pattern: str | None, even_failed: str | None) -> list[str]:
-    """The cases of a run that may be accepted: those whose name a glob fits, or all.
+def choose(
+    run: SavedRun, wanted: Callable[[str], bool], *, all_of_it: bool, even_failed: str | None
+) -> list[str]:
+    """The cases of a run that are wanted; `all_of_it` says that every one is.
 
     Raises:
-        RunError: if there is none, or one of them failed, unless there is a reason to take it.
+        RunError: if there is none, or one failed and there is no reason to take it even so.
     """
-    cases = [
-        case
-        for case in run.records
-        if pattern is None or fnmatchcase(case, pattern) or fnmatchcase(_id(case), pattern)
-    ]
+    cases = [case for case in run.records if wanted(case)]
     if not cases:
-        raise RunError(f"{run.label} has no case like {pattern!r}; it has {names(run.records)}")
-    failed = [case for case in run.failed if case in cases or (pattern is None)]
+        raise RunError(f"{run.label} has no such case; it has {names(run.records)}")
+    failed = [case for case in run.failed if wanted(case) or all_of_it]
     if failed and not even_failed:
         raise RunError(
             f"{run.label} has failed: {names(failed)}: what failed is no baseline; accept the "
             "other cases with -k, or these too with --even-failed REASON"
         )
-    if run.unfinished and pattern is None and not even_failed:
+    if run.unfinished and all_of_it and not even_failed:
         raise RunError(
             f"{run.label} is not whole, {run.unfinished} tests did not finish: choose cases with "
             "-k, or give --even-failed REASON"
         )
     return cases
-
-
-def _id(case: str) -> str:
-    return case.partition("[")[2].removesuffix("]")
 
 
 def _replaces(new: Record, old: Record) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, groupby, islice
 
 from bitgate.gates.tolerances import Tolerance
@@ -40,9 +41,16 @@ class Comparison:
         """As verdicts call it."""
         return f"against {self.reference.asked}"
 
+    @cached_property
+    def _by_case(self) -> dict[str, list[Change]]:
+        found: dict[str, list[Change]] = {}
+        for change in self.changes:
+            found.setdefault(change.case, []).append(change)
+        return found
+
     def verdicts(self, case: str) -> list[Verdict]:
         """What is said of a case; metrics without a comparison for one reason share it."""
-        found = [c for c in self.changes if c.case == case and c.verdict != "recorded"]
+        found = [c for c in self._by_case.get(case, ()) if c.verdict != "recorded"]
         out = []
         for _, group in groupby(found, key=_sentence):
             same = list(group)
@@ -101,3 +109,37 @@ def _beside(
         return [Change(case, verdict="no history yet", why=f"{reference.title} does not have it")]
     earlier = past(reference.history, now.record)
     return compare(then, now, tolerances, earlier, predict=reference.asked != ACCEPTED)
+
+
+def side_by_side(
+    a: Reference,
+    b: Reference,
+    tolerances: Mapping[str, Tolerance],
+    wanted: Callable[[str], bool] = lambda case: True,
+) -> list[Change]:
+    """Every case of either reference, as it was in `a` and is in `b`.
+
+    Speeds are compared with each other; `b`'s history, if there is enough, says how much they vary.
+    A case that `b` failed to measure, and `a` has, is a regression.
+    """
+    cases = dict.fromkeys([*a.cases, *b.cases, *a.failed, *b.failed])
+    found = [change for case in cases if wanted(case) for change in _both(case, a, b, tolerances)]
+    return judged(found)
+
+
+def _both(
+    case: str, a: Reference, b: Reference, tolerances: Mapping[str, Tolerance]
+) -> list[Change]:
+    try:
+        then = a.find(case)
+        now = b.find(case, then.record if then else None)
+        then = a.find(case, now.record if now else None)
+    except RunError as error:
+        return [Change(case, verdict="not comparable", why=str(error))]
+    if now is None:
+        failed = b.failed.get(case)
+        why = f"not in B ({b.title})" if failed is None else f"B failed to measure it: {failed}"
+        return [Change(case, verdict="regression" if then and failed else "missing", why=why)]
+    if then is None:
+        return [Change(case, verdict="missing", why=f"not in A ({a.failed.get(case, a.title)})")]
+    return compare(then, now, tolerances, past(b.history, now.record))

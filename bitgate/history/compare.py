@@ -133,7 +133,7 @@ def _speed(known: Change, then: Value, now: Value, earlier: Past, predict: bool)
     if not all(math.isfinite(error) for error in errors):
         why = f"no interval was recorded, and there is too little history: {earlier.lack}"
         return replace(known, verdict="not comparable", why=why)
-    how = f"by both intervals, as there are {earlier.lack}"
+    how = f"by both intervals: {earlier.lack}"
     return _open(known, apart(change, (errors[0], errors[1]), how))
 
 

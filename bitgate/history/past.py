@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bitgate.history.saved import SavedRun
 from bitgate.history.schema import Record
 from bitgate.history.store import differing
+from bitgate.metric import plural
 
 #: runs that a speed is predicted from, and how few will do
 HISTORY, LEAST_HISTORY = 8, 5
@@ -32,8 +33,10 @@ class Past:
 
     @property
     def lack(self) -> str:
-        """`3 of 5 runs that passed (2 left out: threads 2 then, 1 now)`."""
-        found = f"{len(self.logs)} of the {LEAST_HISTORY} runs that passed which it takes"
+        """`3 earlier runs, 5 are needed (2 left out: threads 2 then, 1 now)`."""
+        found = (
+            f"{len(self.logs)} earlier {plural('run', len(self.logs))}, {LEAST_HISTORY} are needed"
+        )
         others = [f"{count} left out: {why}" for why, count in (self.left_out or {}).items()]
         return f"{found} ({'; '.join(others)})" if others else found
 

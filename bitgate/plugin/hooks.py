@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from bitgate.catalog import CatalogError, load
 from bitgate.gates import thresholds as gates
 from bitgate.gates.thresholds import ThresholdsError
 from bitgate.kernels import KernelError
-from bitgate.plugin import benchmark, devices, hosts, journal, options, parcel
+from bitgate.plugin import against, benchmark, devices, hosts, journal, options, parcel
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.quiet import Quiet
 from bitgate.plugin.session import CASE, RESULT, SESSION, Session, session_of
@@ -46,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[SESSION] = Session(wanted, catalog, rules, budget, Quiet.of(config, budget.pause))
     journal.install(config)
+    against.install(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -180,8 +182,18 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     if keeper is not None and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
         keeper.enter_resumed()
     benchmark.sort(config, config.stash[SESSION].order)
+    saving.settle(config, config.stash[SESSION])
     saving.beside_the_run(config, config.stash[SESSION])
     return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """A saved run says what failed in it, as no such run may be compared with."""
+    if SESSION in config.stash:
+        from bitgate.plugin import saving
+
+        saving.say_what_failed(config, config.stash[SESSION], output_json)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -192,6 +204,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         from bitgate.plugin import summary
 
         summary.write(terminalreporter, state)
+        against.write(terminalreporter)
     keeper = journal.keeper_of(terminalreporter.config)
     if keeper is not None:
         keeper.tell(terminalreporter)
