@@ -15,6 +15,8 @@ from bitgate.history.schema import Record
 LATEST = "latest"
 ACCEPTED = "accepted"
 NUMBERED = "[0-9][0-9][0-9][0-9]_*.json"
+#: keys of a workload that say only when enough is measured; the windows themselves are compared
+HOW_MUCH = {"tokens", "tokens_limit"}
 DEPTH = 200  #: runs of a folder that are read, the newest
 
 
@@ -92,7 +94,7 @@ def differing(then: Record, now: Record, *, timed: bool) -> list[str]:
     if timed:
         pairs["threads"] = str(ran.threads), str(runs.threads)
         pairs["hardware"] = then.hardware or "unknown", now.hardware or "unknown"
-    for key in sorted({*then.workload, *now.workload} - {"tokens_limit"}):
+    for key in sorted({*then.workload, *now.workload} - HOW_MUCH):
         pairs[f"workload's {key}"] = str(then.workload.get(key)), str(now.workload.get(key))
     return [f"{key} {old} then, {new} now" for key, (old, new) in pairs.items() if old != new]
 

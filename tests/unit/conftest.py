@@ -182,7 +182,7 @@ class Runs:
         return self.record(case, metrics, **changes), {}
 
     def quality(self, nll, case="perplexity[a]", base=None, kl=None, same=None, **changes):
-        """A case with these scores, one a window of 100 tokens; by default not far from its base."""
+        """A case with these scores, one a window of 100 tokens; a base that is near."""
         import numpy as np
 
         nll = np.asarray(nll, float)

@@ -150,14 +150,14 @@ def test_history_ends_at_the_reference(runs, store):
 def test_nothing_to_find_says_what_there_is(runs, store):
     with pytest.raises(RunError, match="latest: no saved run has passed; there are no saved runs"):
         store().reference("latest")
-    with pytest.raises(RunError, match="accepted: there is no .*accepted.json.*bitgate accept"):
+    with pytest.raises(RunError, match=r"accepted: there is no .*accepted.json.*bitgate accept"):
         store().reference("accepted")
     runs.save(runs.speed(2.0, outcome="fail"))
     with pytest.raises(
         RunError, match=r"no saved run has passed; there is 0001 \(aaaaaaa\), which"
     ):
         store().reference("latest")
-    with pytest.raises(RunError, match="0001 .* is no reference, as it did not pass: 1 failed"):
+    with pytest.raises(RunError, match=r"0001 .* is no reference, as it did not pass: 1 failed"):
         store().reference("0001")
     assert store().either("0001").runs[0].name == "0001"  # to look at
     with pytest.raises(RunError, match="nonsense: no such file, no saved run of this number and"):
@@ -167,10 +167,10 @@ def test_nothing_to_find_says_what_there_is(runs, store):
 def test_a_number_in_two_folders_and_a_broken_one(runs, store):
     for machine in ("one", "two"):
         runs.save(runs.speed(2.0), name=f"{machine}/0001_run.json")
-    with pytest.raises(RunError, match="0001: there are .*: give the path of one"):
+    with pytest.raises(RunError, match=r"0001: there are .*: give the path of one"):
         store().reference("0001")
     (runs.folder / "one" / "0002_run.json").write_text("")
-    with pytest.raises(RunError, match="0002_run.json is empty"):
+    with pytest.raises(RunError, match=r"0002_run.json is empty"):
         store().reference("0002")
 
 
@@ -205,9 +205,9 @@ def test_by_git_revision(runs, store, repository):
 
 
 def test_a_revision_without_a_run_says_how_to_make_one(runs, store, repository):
-    one, two = repository
+    _, two = repository
     runs.save(runs.speed(2.0), commit=two + "+")
-    with pytest.raises(RunError, match="git checkout HEAD~1. and `pytest bench --benchmark-auto"):
+    with pytest.raises(RunError, match=r"git checkout HEAD~1. and `pytest bench --benchmark-auto"):
         store().reference("HEAD~1")
     with pytest.raises(RunError, match=r"main \(.*\) without uncommitted changes \(0001 had some"):
         store().reference("main")
