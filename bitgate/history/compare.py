@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bitgate.gates.tolerances import Tolerance
-from bitgate.history.change import TIMED, Change
+from bitgate.history.change import TIMED, Change, Verdict
 from bitgate.history.evidence import Evidence, apart, error_of, predicted, spread
 from bitgate.history.pairs import PAIRED, Pairs
 from bitgate.history.past import Past
@@ -22,8 +22,8 @@ from bitgate.history.store import differing
 
 
 def compare(
-    then: Side | None,
-    now: Side | None,
+    then: Side,
+    now: Side,
     tolerances: Mapping[str, Tolerance],
     earlier: Past,
     *,
@@ -34,11 +34,6 @@ def compare(
     `predict` judges a speed by the history alone, which `then` is the newest of; else it is
     compared with `then`, and the history, if there is enough, says how much speeds vary.
     """
-    if now is None or then is None:
-        side = now or then
-        assert side is not None
-        where = "the reference" if then is None else "this run"
-        return [Change(side.record.case, verdict="missing", why=f"not in {where}", run=side.run)]
     pairs = Pairs(then, now)
     found = []
     for name in dict.fromkeys([*now.record.metrics, *then.record.metrics]):
@@ -52,7 +47,9 @@ def compare(
         tolerance = tolerances.get(name)
         if plain.then is None or plain.now is None:
             which = f"{then.run} does not have it" if plain.then is None else "it was not measured"
-            found.append(replace(plain, verdict="missing", why=which))
+            # nobody misses what nobody judges: a later version may record more
+            verdict: Verdict = "recorded" if tolerance is None else "missing"
+            found.append(replace(plain, verdict=verdict, why=which))
         elif tolerance is None or plain.now.better == "neither":
             found.append(_shown(plain, plain.then, plain.now))
         else:

@@ -131,10 +131,10 @@ def remembered(project, factor, runs=8):
 @pytest.mark.slow
 def test_a_speed_is_measured_again_before_it_is_red(project):
     decode = ("--cadence", "nightly", "-k", "decode")
-    assert project.run(*decode, "--benchmark-autosave").returncode == 0
+    assert project.run(*decode, "--benchmark-autosave", seconds=900).returncode == 0
     remembered(project, 3.0)
     saved = len(project.saved())
-    slower = project.run(*decode, "--against", "latest", "--junit-xml=report.xml")
+    slower = project.run(*decode, "--against", "latest", "--junit-xml=report.xml", seconds=900)
     assert slower.returncode == 1, slower.stdout
     assert "measuring again, in a fresh process: bench/test_decode.py" in slower.stdout
     assert re.search(
@@ -153,14 +153,14 @@ def test_a_speed_is_measured_again_before_it_is_red(project):
 @pytest.mark.slow
 def test_a_slow_first_measurement_alone_is_not_red(project):
     decode = ("--cadence", "nightly", "-k", "decode")
-    assert project.run(*decode, "--benchmark-autosave").returncode == 0
+    assert project.run(*decode, "--benchmark-autosave", seconds=900).returncode == 0
     remembered(project, 1.0)
     # slow only here: the fresh process knows by its environment that it is one
     (project.path / "conftest.py").write_text(
         f"import os\n{PLUGIN}if 'BITGATE_AGAIN' not in os.environ:\n"
         + "".join(f"    {line}\n" for line in SLOWER.splitlines())
     )
-    done = project.run(*decode, "--against", "latest", "-n", "1")
+    done = project.run(*decode, "--against", "latest", "-n", "1", seconds=900)
     assert "measuring again" in done.stdout, done.stdout
     first, second = re.search(r"(\S+) at first, (\S+) in a fresh process", said(done)).groups()
     assert float(first) <= float(second)
