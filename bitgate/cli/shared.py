@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -30,3 +33,30 @@ def show(what: object) -> None:
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=120)
     console.print(what, "")
+
+
+HISTORY = click.option(
+    "--history",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".benchmarks"),
+    show_default=True,
+    help="Folder of saved runs.",
+)
+PICK = click.option(
+    "-k",
+    "pattern",
+    metavar="GLOB",
+    help="Only cases with such an id or key: '*w4g64*', 'perplexity*'.",
+)
+
+
+def fits(case: str, pattern: str | None) -> bool:
+    """Whether a case, by its key or by the id in it, is meant by a glob; any is without one."""
+    inside = case.partition("[")[2].removesuffix("]")
+    return pattern is None or fnmatchcase(case, pattern) or fnmatchcase(inside, pattern)
+
+
+def refuse(error: Exception | str, status: int = 4) -> NoReturn:
+    """End as pytest does on wrong usage."""
+    click.echo(f"ERROR: {error}", err=True)
+    sys.exit(status)

@@ -10,7 +10,7 @@ require.size_mib = { within = 0.01 }          # of the predicted size
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +28,7 @@ from bitgate.catalog import (
     parse,
     read_toml,
 )
+from bitgate.gates.tolerances import DEFAULTS, Tolerance, tolerances
 from bitgate.metric import SPECS
 
 Value = str | int | bool | None
@@ -147,6 +148,7 @@ def written(x: float) -> str:
 
 
 BOUNDS = tuple(Bound.model_fields)
+TABLES = ("gate", "against")
 
 
 class Gate(Entry):
@@ -163,6 +165,8 @@ class Thresholds:
 
     file: str
     gates: tuple[Gate, ...]
+    #: by metric: how much worse than an earlier run is still the same
+    against: Mapping[str, Tolerance] = field(default_factory=lambda: DEFAULTS)
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -181,15 +185,17 @@ def load(path: Path, file: str | None = None) -> Thresholds:
             f"{file} is missing: it says what is good enough; give the file with --thresholds"
         )
     try:
-        return Thresholds(file, tuple(_gates(read_toml(path), file)))
+        tables = read_toml(path)
+        against = tolerances(tables.get("against", {}), f"{file}: [against]")
+        return Thresholds(file, tuple(_gates(tables, file)), against)
     except CatalogError as error:
         raise ThresholdsError(str(error)) from None
 
 
 def _gates(tables: dict[str, Any], file: str) -> Iterator[Gate]:
     for key in tables:
-        if key != "gate":
-            raise ThresholdsError(f"{file}: {key}: unknown table; {nearest(key, ['gate'])}")
+        if key not in TABLES:
+            raise ThresholdsError(f"{file}: {key}: unknown table; {nearest(key, TABLES)}")
     entries = tables.get("gate", [])
     if not isinstance(entries, list):
         raise ThresholdsError(f"{file}: gate: expected [[gate]] tables")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitgate.history.record import Result
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class BrokenItemsError(Exception):
@@ -19,21 +22,38 @@ def write_items(path: Path, results: Sequence[Result]) -> None:
     The file appears whole or not at all.
     """
     import numpy as np
+
+    rows = []
+    for result in results:
+        if result.items:
+            count = len(next(iter(result.items.values())))
+            rows.append(({"case": result.case.key}, {"item": np.arange(count), **result.items}))
+    write_rows(path, rows)
+
+
+def write_rows(
+    path: Path, rows: Sequence[tuple[Mapping[str, str | int], Mapping[str, np.ndarray]]]
+) -> None:
+    """Tables one below the other, each with columns of its own and others that are all one value;
+    no file without any."""
     import pyarrow as pa
 
     tables = []
-    for result in results:
-        if not result.items:
-            continue
-        count = len(next(iter(result.items.values())))
+    for constant, items in rows:
+        count = len(next(iter(items.values())))
         columns = {
-            "case": pa.array([result.case.key] * count).dictionary_encode(),
-            "item": pa.array(np.arange(count)),
+            name: pa.array([value] * count).dictionary_encode()
+            if isinstance(value, str)
+            else pa.array([value] * count)
+            for name, value in constant.items()
         }
-        columns |= {name: pa.array(values) for name, values in result.items.items()}
-        tables.append(pa.table(columns))
+        tables.append(
+            pa.table(columns | {name: pa.array(values) for name, values in items.items()})
+        )
     if tables:
         _write(path, tables)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def merge_items(path: Path, sources: Sequence[Path]) -> None:

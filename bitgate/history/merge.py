@@ -100,9 +100,15 @@ def _merged(shards: Sequence[Shard]) -> dict[str, Any]:
         # when the last of it was there
         "datetime": max(str(shard.content["datetime"]) for shard in shards),
     }
+    told = [shard.content.get("bitgate", {}) for shard in shards]
+    if any(told):
+        merged["bitgate"] = {
+            "failed": {name: why for part in told for name, why in part.get("failed", {}).items()},
+            "unfinished": sum(part.get("unfinished", 0) for part in told),
+        }
     machines = [machine for shard in shards for machine in shard.machines()]
     if any(machine["machine_info"] != first["machine_info"] for machine in machines):
-        merged["bitgate"] = {"machines": machines}
+        merged["bitgate"] = {**merged.get("bitgate", {}), "machines": machines}
     return merged
 
 

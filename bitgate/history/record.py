@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bitgate.catalog import Case, Execution, TextWorkload
 from bitgate.gates.verdict import Verdict
-from bitgate.history.origin import commit, host, versions
+from bitgate.history import origin
+from bitgate.history.hardware import hardware_of
 from bitgate.metric import Metric
 
 if TYPE_CHECKING:
@@ -35,16 +36,21 @@ class Result:
     #: the gates of every rule that met the case, also of those overridden
     met: tuple[str, ...] = ()
     note: str = ""
-    #: whether it failed before anything could be judged
+    #: whether it failed otherwise than by a verdict
     broken: bool = False
     #: seconds spent on getting ready, by what was done; part of `seconds`
     prepared: Mapping[str, float] = field(default_factory=dict)
+    #: what measured it, where that was another process
+    host: str = ""
+    hardware: str = ""
 
     @property
     def outcome(self) -> str:
         """The worst verdict; `recorded` where no rule applies."""
+        if self.broken:
+            return "fail"
         if self.execution is None:
-            return "fail" if self.broken else "inconclusive"
+            return "inconclusive"
         found = {verdict.outcome for verdict in self.verdicts}
         return next((outcome for outcome in OUTCOMES if outcome in found), "recorded")
 
@@ -64,7 +70,8 @@ class Result:
             },
             "workload": _workload(self.case),
             "execution": asdict(self.execution),
-            "host": host(),
+            "host": self.host or origin.host(),
+            "hardware": self.hardware or hardware_of(self.execution.device),
             "metrics": {metric.name: metric.record() for metric in self.metrics},
             "verdicts": [
                 {"metric": v.metric, "outcome": v.outcome, "gate": v.gate, "text": v.text}
@@ -75,8 +82,8 @@ class Result:
             "seconds": self.seconds,
             "prepared": dict(self.prepared),
             "waited": self.waited,
-            "versions": versions(),
-            "commit": commit(),
+            "versions": origin.versions(),
+            "commit": origin.commit(),
         }
 
     def parcel(self) -> dict[str, Any]:
@@ -109,6 +116,8 @@ class Result:
             tuple(parcel["met"]),
             parcel["note"],
             prepared=record["prepared"],
+            host=record["host"],
+            hardware=record.get("hardware", ""),
         )
 
 

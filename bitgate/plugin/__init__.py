@@ -25,6 +25,7 @@ from bitgate.plugin.fixtures import (
     workload,
 )
 from bitgate.plugin.hooks import (
+    pytest_benchmark_update_json,
     pytest_configure,
     pytest_report_header,
     pytest_runtest_makereport,
@@ -43,6 +44,7 @@ __all__ = [
     "execution",
     "gate",
     "pytest_addoption",
+    "pytest_benchmark_update_json",
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_generate_tests",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitgate.catalog import KINDS
-from bitgate.plugin import journal, options
+from bitgate.plugin import again, journal, options
 from bitgate.plugin.session import CASE, SESSION, session_of
 
 #: benchmarks were collected, and there is no matrix to tell them their cells
@@ -65,4 +65,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=place)  # stable: everything else stays as pytest ordered it
     session.order = {item.nodeid: number for number, item in enumerate(items)}
     journal.deselect(config, items)
+    again.deselect(config, items)
     session.budget.plan([item.stash[CASE].key for item in items if CASE in item.stash])

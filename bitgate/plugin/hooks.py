@@ -13,7 +13,7 @@ from bitgate.gates import thresholds as gates
 from bitgate.gates.thresholds import ThresholdsError
 from bitgate.history import origin
 from bitgate.kernels import KernelError
-from bitgate.plugin import benchmark, devices, hosts, journal, options, parcel
+from bitgate.plugin import against, benchmark, devices, hosts, journal, options, parcel
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.quiet import Quiet
 from bitgate.plugin.session import CASE, RESULT, SESSION, Session, session_of
@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[SESSION] = Session(wanted, catalog, rules, budget, Quiet.of(config, budget.pause))
     journal.install(config)
+    against.install(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -190,8 +191,18 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     if keeper is not None and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
         keeper.enter_resumed()
     benchmark.sort(config, config.stash[SESSION].order)
+    saving.settle(config, config.stash[SESSION])
     saving.beside_the_run(config, config.stash[SESSION])
     return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """A saved run says what failed in it, as no such run may be compared with."""
+    if SESSION in config.stash:
+        from bitgate.plugin import saving
+
+        saving.say_what_failed(config, config.stash[SESSION], output_json)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -202,6 +213,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         from bitgate.plugin import summary
 
         summary.write(terminalreporter, state)
+        against.write(terminalreporter)
     keeper = journal.keeper_of(terminalreporter.config)
     if keeper is not None:
         keeper.tell(terminalreporter)

@@ -69,6 +69,7 @@ class Keeper:
         self.planned: set[str] | None = None
         self.ended: set[str] = set()
         self.failed: set[str] = set()
+        self._entered = False
         self.first_lines: list[str] = []
         self.last_lines: list[str] = []
 
@@ -213,16 +214,26 @@ class Keeper:
 
     # --- afterwards ---
 
+    @property
+    def unfinished(self) -> set[str]:
+        """What was to run and did not."""
+        return (self.planned or set()) - self.ended
+
     def enter_resumed(self) -> None:
-        """Into the books, before they are saved."""
-        for finished in self.resumed.values():
+        """Into the books, once, before they are saved."""
+        if self._entered:
+            return
+        self._entered = True
+        for nodeid, finished in self.resumed.items():
             parcel.enter(self.config, finished, here=False)
+            if finished["failed"]:
+                self.session.failed.setdefault(nodeid, "failed before --resume")
 
     def saved(self, exitstatus: int) -> None:
         """The run is on disk: the journal has done its duty, unless tests are missing."""
         if self.journal is None:
             return
-        missing = (self.planned or set()) - self.ended
+        missing = self.unfinished
         if exitstatus in FINISHED and self.planned is not None and not missing:
             self.journal.remove()
             return

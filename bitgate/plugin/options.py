@@ -110,6 +110,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "Start it as the run was started; another commit, matrix or execution is refused.",
     )
     group.addoption(
+        "--against",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="Compare each case with an earlier run, and fail where it became worse: a saved run "
+        "(path or number), a git revision, latest, or accepted. What was accepted with `bitgate "
+        "accept` is compared with, too. May be given several times.",
+    )
+    group.addoption(
         "--fail-inconclusive",
         action="store_true",
         help="Fail where a gate stays undecided when its share of the budget is spent.",

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bitgate.history.items import write_items
-from bitgate.plugin import benchmark
+from bitgate.plugin import benchmark, journal
 from bitgate.plugin.session import Session
+
+
+def settle(config: pytest.Config, session: Session) -> None:
+    """Records get the verdicts that were known only when all was measured."""
+    settled = {}
+    for nodeid in session.results:
+        result = session.told(nodeid)
+        if result is not None and result.execution is not None:
+            record = result.record()
+            settled[nodeid] = {key: record[key] for key in ("verdicts", "outcome")}
+    benchmark.amend(config, settled)
+
+
+def say_what_failed(config: pytest.Config, session: Session, output: dict[str, Any]) -> None:
+    """By case, or by test where it is none."""
+    keeper = journal.keeper_of(config)
+    failed = {}
+    for nodeid, why in session.failed.items():
+        case = session.case_of(nodeid)
+        failed[nodeid if case is None else case.key] = why
+    output["bitgate"] = {
+        "failed": failed,
+        "unfinished": 0 if keeper is None else len(keeper.unfinished),
+    }
 
 
 def beside_the_run(config: pytest.Config, session: Session) -> None:

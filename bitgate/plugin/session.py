@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pytest
@@ -52,16 +52,21 @@ class Session:
         """Also what was to be measured and was not, with the reason."""
         nodeids = {*self.order, *self.results, *self.failed, *self.skipped}
         return [
-            result for nodeid in self._sorted(nodeids) if (result := self._told(nodeid)) is not None
+            result for nodeid in self._sorted(nodeids) if (result := self.told(nodeid)) is not None
         ]
 
     def _sorted(self, nodeids: Iterable[str]) -> list[str]:
         last = len(self.order)
         return sorted(nodeids, key=lambda nodeid: self.order.get(nodeid, last))
 
-    def _told(self, nodeid: str) -> Result | None:
+    def told(self, nodeid: str) -> Result | None:
+        """What became of a test, if it is a case."""
         if nodeid in self.results:
-            return self.results[nodeid]
+            result = self.results[nodeid]
+            if nodeid in self.failed and result.outcome in ("pass", "expected-fail", "recorded"):
+                # its verdicts are good, but the test failed afterwards
+                return replace(result, broken=True, note=self.failed[nodeid])
+            return result
         case = self.case_of(nodeid)
         if case is None:
             return None

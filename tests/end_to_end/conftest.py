@@ -129,7 +129,7 @@ class Project:
             "OMP_NUM_THREADS": "1",
         }
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, seconds: int = 300) -> subprocess.CompletedProcess[str]:
         """Start a real pytest process on the benchmarks, and wait for it."""
         return subprocess.run(
             self.command(*arguments),
@@ -137,7 +137,7 @@ class Project:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=seconds,
             check=False,
         )
 

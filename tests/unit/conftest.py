@@ -1,6 +1,9 @@
 """Models small enough to quantize in milliseconds, and texts of random tokens for them; and whole
 projects whose cases cost nothing."""
 
+import json
+import math
+
 import pytest
 
 FREE = {
@@ -192,3 +195,125 @@ def metrics_of():
     return lambda measurement, items: {
         metric.name: metric for metric in measurement.metrics(items, 0.98, 0.98)
     }
+
+
+class Runs:
+    """Writes runs as pytest-benchmark saves them, of made-up figures."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.number = 0
+
+    def save(self, *cases, name=None, commit="a" * 40, items=True, when=None, **top):
+        """A run of cases that `speed`, `quality` or `sizes` have made; its path."""
+        from bitgate.history.items import write_rows
+
+        self.number += 1
+        path = self.folder / (name or f"{self.number:04}_run.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "machine_info": {"node": "here", "cpu": {"brand_raw": "CPU"}},
+            "commit_info": {"id": commit, "dirty": False},
+            "benchmarks": [
+                {
+                    "fullname": f"bench/test_it.py::test_it[{number}]",
+                    "extra_info": {"bitgate": {"commit": commit, **record}},
+                    "stats": {"data": [0.5], "rounds": 1},
+                }
+                for number, (record, _) in enumerate(cases)
+            ],
+            "datetime": when or f"2026-01-01T00:{self.number:02}:00",
+            "version": "5.3.1",
+            **top,
+        }
+        path.write_text(json.dumps(content))
+        if items:
+            rows = [({"case": record["case"]}, columns) for record, columns in cases if columns]
+            write_rows(path.with_suffix(".parquet"), rows)
+        return path
+
+    def record(self, case, metrics, **changes):
+        execution = {"device": "cpu", "dtype": "float32", "threads": 1, "kernel": "cpu-int4"}
+        record = {
+            "schema": 1,
+            "case": case,
+            "workload": {"kind": case.partition("[")[0], "name": "w"},
+            "execution": execution | changes.pop("execution", {}),
+            "host": "here",
+            "hardware": "CPU",
+            "metrics": metrics,
+            "verdicts": [],
+            "outcome": "pass",
+        }
+        return record | changes
+
+    def speed(self, value, case="decode[a]", processes=1, spread=0.05, **changes):
+        """A case whose speedup has an interval of 98 % at that spread between processes."""
+        half = math.exp(2.3263 * spread / math.sqrt(processes))
+        interval = {
+            "level": 0.98,
+            "method": "made up",
+            "unit": "process",
+            "n": processes,
+            "low": value / half,
+            "high": value * half,
+        }
+        metrics = {
+            "speedup": {"value": value, "unit": "1", "better": "higher", "interval": interval},
+            "latency_ms": {"value": 9.0, "unit": "ms", "better": "lower", "interval": interval},
+        }
+        return self.record(case, metrics, **changes), {}
+
+    def quality(self, nll, case="perplexity[a]", base=None, kl=None, same=None, **changes):
+        """A case with these scores, one a window of 100 tokens; a base that is near."""
+        import numpy as np
+
+        nll = np.asarray(nll, float)
+        base = nll - 20 if base is None else np.asarray(base, float)
+        columns = {
+            "window": np.arange(len(nll)),
+            "document": np.arange(len(nll)) // 4,
+            "tokens": np.full(len(nll), 100),
+            "nll": nll,
+            "base_nll": base,
+            "kl": np.full(len(nll), 5.0) if kl is None else np.asarray(kl, float),
+            "same_top1": np.full(len(nll), 80.0) if same is None else np.asarray(same, float),
+        }
+        level = {"level": 0.98, "method": "made up", "unit": "window", "n": len(nll)}
+        values = {
+            "perplexity": (math.exp(nll.mean() / 100), "1", "lower"),
+            "perplexity_ratio": (math.exp((nll - base).mean() / 100), "1", "lower"),
+            "kl_divergence": (columns["kl"].mean() / 100, "nat/token", "lower"),
+            "top1_agreement": (columns["same_top1"].mean() / 100, "1", "higher"),
+        }
+        metrics = {
+            name: {
+                "value": float(value),
+                "unit": unit,
+                "better": better,
+                "interval": {"low": 0.9 * float(value), "high": 1.1 * float(value), **level},
+            }
+            for name, (value, unit, better) in values.items()
+        }
+        return self.record(case, metrics, **changes), columns
+
+    def sizes(self, case="quantize[a]", **metrics):
+        """A case of exact metrics."""
+        from bitgate.metric import SPECS
+
+        exact = {
+            name: {
+                "value": float(value),
+                "interval": "exact",
+                "unit": SPECS[name].unit,
+                "better": SPECS[name].better,
+            }
+            for name, value in metrics.items()
+        }
+        return self.record(case, exact), {}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Makes saved runs in `tmp_path / "runs"`."""
+    return Runs(tmp_path / "runs")

@@ -36,6 +36,8 @@ from bitgate.gates.thresholds import (
     check,
     load,
 )
+from bitgate.gates.tolerances import DEFAULTS, Tolerance
+from bitgate.metric import SPECS
 
 TEXT = Dataset(name="wiki", source=LocalSource(kind="local", path=Path("wiki")), format="plain")
 DECODE = PhaseWorkload(kind="decode", name="b1")
@@ -127,6 +129,23 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         ("[[gate]\n", "thresholds.toml: not valid TOML: "),
         ("[[gates]]\n", "thresholds.toml: gates: unknown table; did you mean 'gate'?"),
         ("gate = 3\n", "thresholds.toml: gate: expected [[gate]] tables"),
+        ("[agains]\n", "thresholds.toml: agains: unknown table; did you mean 'against'?"),
+        ("against = 1\n", "thresholds.toml: [against]: expected a table of metrics and numbers"),
+        (
+            "[against]\nspedup = 0.1\n",
+            "thresholds.toml: [against]: spedup: nothing is compared that is called so; did you",
+        ),
+        (
+            "[against]\nlatency_ms = 0.1\n",
+            "thresholds.toml: [against]: latency_ms: nothing is compared that is called so",
+        ),
+        *(
+            (
+                f"[against]\nspeedup = {value}\n",
+                "thresholds.toml: [against]: speedup: expected a number, 0 or more, got ",
+            )
+            for value in ("-0.1", "true", '"2 %"', "nan", "inf")
+        ),
         ("gate = [3]\n", "thresholds.toml: [[gate]] number 1: entry: Input should be a valid"),
         (
             "[[gate]]\nrequire.perplexity = { max = 1 }\n",
@@ -390,3 +409,15 @@ def test_reading_thresholds_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_tolerances_have_defaults_that_the_file_changes(tmp_path):
+    path = tmp_path / "thresholds.toml"
+    path.write_text("")
+    assert load(path).against == DEFAULTS
+    path.write_text("[against]\nspeedup = 0\nkl_divergence = 0.01\n")
+    changed = load(path).against
+    assert changed["speedup"] == Tolerance("ratio", 0)
+    assert changed["kl_divergence"] == Tolerance("difference", 0.01)
+    assert changed["perplexity"] == DEFAULTS["perplexity"]
+    assert DEFAULTS.keys() <= SPECS.keys()
