@@ -21,6 +21,7 @@ from bitgate.plugin.fixtures import (
     quantized,
     quiet,
     shelf,
+    speed,
     text,
     workload,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "quantized",
     "quiet",
     "shelf",
+    "speed",
     "text",
     "workload",
 ]

@@ -155,6 +155,7 @@ class Keeper:
                 "device": wanted.device,
                 "threads": options.threads(self.config, benchmark.workers(self.config)),
                 "timing": "off" if benchmark.is_disabled(self.config) else "on",
+                "launches": wanted.launches,
             },
             versions=versions(),
             selection=_selection(self.config),

@@ -14,6 +14,8 @@ from bitgate.catalog import CADENCES, Cadence
 
 #: minutes that a run may take by default; None is no limit
 BUDGETS: dict[Cadence, float | None] = {"commit": 10, "nightly": 60, "weekly": None}
+#: processes that each speed case is measured in by default; one is the process that runs pytest
+LAUNCHES: dict[Cadence, int] = {"commit": 1, "nightly": 5, "weekly": 5}
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Options:
     threads: int
     #: processes that share this run
     workers: int
+    #: fresh processes that each speed case is measured in; 1 is the process that runs pytest
+    launches: int
     #: whether an undecided gate is red
     fail_inconclusive: bool
 
@@ -83,6 +87,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "among workers.",
     )
     group.addoption(
+        "--launches",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="Measure each speed in N fresh processes, and in more while a gate is undecided; 1 is "
+        "the process that runs pytest, and the interval then says how much processes differ "
+        "(bitgate calibrate). Default: 1 for commit, 5 for nightly and weekly.",
+    )
+    group.addoption(
         "--devices",
         default=None,
         metavar="IDS",
@@ -127,7 +140,7 @@ def _minutes(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"expected a number of threads, 1 or more, got {text!r}")
+        raise ArgumentTypeError(f"expected a number, 1 or more, got {text!r}")
     return int(text)
 
 
@@ -152,6 +165,7 @@ def read(config: pytest.Config) -> Options:
         device=config.getoption("device"),
         threads=threads(config, workers),
         workers=workers,
+        launches=config.getoption("launches") or LAUNCHES[cadence],
         fail_inconclusive=config.getoption("fail_inconclusive"),
     )
 
