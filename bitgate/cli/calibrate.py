@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,6 +80,8 @@ def calibrate(
     try:
         calibration.Calibrations.read(path)  # before minutes are spent on what cannot be added
         case = _case(catalog, model, recipe, workload, threads)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise CatalogError(f"--device: expected auto, cpu, cuda or cuda:N, got {device!r}")
     except CatalogError as error:
         click.echo(f"ERROR: {error}", err=True)
         sys.exit(4)

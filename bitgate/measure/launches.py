@@ -35,6 +35,8 @@ PAIRS = 8  #: of each launch; more would say little, as steps agree better than 
 MOST = 20  #: launches of a case that stays undecided
 #: seconds for each of loading (compiling included) and timing, after which a launch is stuck
 PATIENCE = 1200.0
+GRACE = 5.0  #: seconds for ending
+COMMAND = (sys.executable, "-m", "bitgate.measure.launch")
 LAST_LINES = 8  #: of what a launch that failed has to say
 
 
@@ -118,6 +120,9 @@ class Launches:
                 with self.alone(), _at_most(PATIENCE, process) as late:
                     _tell(process, GO)
                     process.wait()
+            else:
+                with _at_most(GRACE, process):  # it is about to end, and how is worth knowing
+                    process.wait()
             status = process.wait()
         if status or not result.is_file():
             how = f"was stopped after {PATIENCE:.0f} s" if late else _ended(status)
@@ -135,7 +140,7 @@ class Launches:
 def _started(job: Path, result: Path, stderr: object) -> Iterator[subprocess.Popen[bytes]]:
     """A launch, of which nothing is left afterwards, however this ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "bitgate.measure.launch", str(job), str(result)],
+        [*COMMAND, str(job), str(result)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,  # type: ignore[call-overload]
