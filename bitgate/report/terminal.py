@@ -154,10 +154,8 @@ def uncalibrated(results: Iterable[Result]) -> list[str]:
     methods = (m.interval.method for r in results for m in r.metrics if m.interval is not None)
     if not any(UNKNOWN in method for method in methods):
         return []
-    return [
-        f"speeds are assumed to differ by {100 * ASSUMED.ratio.deviation:g} % between processes: "
-        "bitgate calibrate measures it on this hardware"
-    ]
+    assumed = f"{100 * ASSUMED.ratio.deviation:g} %"
+    return [f"speeds are assumed to differ by {assumed} between processes: see bitgate calibrate"]
 
 
 def changes(results: Sequence[Result], before: Before) -> list[str]:
