@@ -180,19 +180,18 @@ def _each(measurement: Launches) -> Iterator[Mapping[str, Any]]:
 
 def _tell(entry: Calibration) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     from bitgate.measure.processes import deviation_interval, launches_needed
 
-    title = Text(f"{entry.case} on {entry.hardware}, {entry.cores} cores, threads {entry.threads}")
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    click.echo(f"{entry.case} on {entry.hardware}, {entry.cores} cores, threads {entry.threads}")
+    table = Table(box=None, pad_edge=False)
     for column in ("between processes", "deviation", "98 % interval"):
         table.add_column(column)
     spread = entry.spread
     for name, between in (("paired ratio", spread.ratio), ("absolute times", spread.seconds)):
-        low, high = deviation_interval(between)
-        table.add_row(name, f"{between.deviation:.1%}", f"{low:.1%} to {high:.1%}")
+        low, high = (f"{100 * limit:.1f}" for limit in deviation_interval(between))
+        table.add_row(name, f"{100 * between.deviation:.1f} %", f"{low} to {high} %")
     show(table)
     needed = {slowdown: launches_needed(spread.ratio, slowdown) for slowdown in SLOWDOWNS}
-    text = ", ".join(f"{n or 'too many'} for {slowdown:.0%}" for slowdown, n in needed.items())
+    text = ", ".join(f"{n or 'too many'} for {100 * slow:g} %" for slow, n in needed.items())
     click.echo(f"launches that show, 4 times of 5, that a speed is below its bound: {text}")

@@ -64,10 +64,10 @@ def test_what_was_seen_is_told_and_kept(calibrate, tmp_path):
     (entry,) = Calibrations.read(tmp_path / "calibration.toml").entries.values()
     assert entry.launches == 4
     assert entry.threads == 1
-    assert f"{entry.ratio:.1%}" in done.stdout
+    assert f"{100 * entry.ratio:.1f} %" in done.stdout
     needed = next(line for line in done.stdout.splitlines() if "below its bound" in line)
     assert [part.split(" for ")[1] for part in needed.split(": ")[1].split(", ")] == [
-        *("10%", "5%", "2%")
+        *("10 %", "5 %", "2 %")
     ]
 
 
