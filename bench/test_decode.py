@@ -2,10 +2,8 @@
 
 import pytest
 
-from bitgate.measure.speed import paired_steps
-
 
 @pytest.mark.workload("decode")
-def test_decode(quantized, base, workload, quiet, benchmark, gate):
+def test_decode(speed, benchmark, gate):
     """One token after another, in turn with the base."""
-    gate.decide(benchmark, paired_steps(quantized, base, workload, quiet.alone))
+    gate.decide(benchmark, speed)

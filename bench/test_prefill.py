@@ -2,10 +2,8 @@
 
 import pytest
 
-from bitgate.measure.speed import paired_steps
-
 
 @pytest.mark.workload("prefill")
-def test_prefill(quantized, base, workload, quiet, benchmark, gate):
+def test_prefill(speed, benchmark, gate):
     """A whole prompt at once, in turn with the base."""
-    gate.decide(benchmark, paired_steps(quantized, base, workload, quiet.alone))
+    gate.decide(benchmark, speed)

@@ -7,6 +7,7 @@ not finite make a NaN interval rather than an error, so that a gate can say what
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -255,7 +256,6 @@ def process_median(
         ValueError: if `between` is negative.
     """
     import numpy as np
-    from scipy import stats
 
     if between < 0:
         raise ValueError(f"a standard deviation cannot be negative, got {between}")
@@ -268,14 +268,21 @@ def process_median(
         return Estimate(median, math.nan, math.nan, 1, method)
     x.sort()
     j = _lower_rank(n, 0.95)
-    within = float(x[n - j] - x[j - 1]) / (
-        2 * float(stats.norm.isf(stats.binom.cdf(j - 1, n, 0.5)))
-    )
+    within = float(x[n - j] - x[j - 1]) / (2 * _exact_z(n, j))
     q = _z_quantile(level) if processes is None else _t_quantile(level, processes - 1)
     half = q * math.hypot(within, between)
     return Estimate(median, median - half, median + half, 1, method)
 
 
+@cache
+def _exact_z(n: int, j: int) -> float:
+    """The normal quantile of how often the j-th smallest and j-th largest enclose the median."""
+    from scipy import stats
+
+    return float(stats.norm.isf(stats.binom.cdf(j - 1, n, 0.5)))
+
+
+@cache
 def _lower_rank(n: int, level: float) -> int:
     """The rank j >= 1 such that the j-th smallest and j-th largest of n enclose the median."""
     from scipy import stats
@@ -303,12 +310,14 @@ def _column(values: ArrayLike, least: int) -> NDArray[np.float64]:
     return x
 
 
+@cache
 def _t_quantile(level: float, freedom: int) -> float:
     from scipy import stats
 
     return float(stats.t.isf((1 - level) / 2, freedom))
 
 
+@cache
 def _z_quantile(level: float) -> float:
     from scipy import stats
 

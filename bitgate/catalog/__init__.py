@@ -28,7 +28,7 @@ from bitgate.catalog.entries import (
 )
 from bitgate.catalog.errors import CatalogError, nearest
 from bitgate.catalog.matrix import Catalog
-from bitgate.catalog.reading import load, parse, read_toml
+from bitgate.catalog.reading import load, load_entries, parse, read_toml
 
 __all__ = [
     "CADENCES",
@@ -58,6 +58,7 @@ __all__ = [
     "TextWorkload",
     "Workload",
     "load",
+    "load_entries",
     "nearest",
     "parse",
     "read_toml",

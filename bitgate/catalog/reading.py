@@ -40,13 +40,19 @@ def load(folder: Path, methods: Mapping[str, type[Recipe]]) -> Catalog:
             f"{folder / 'matrix.toml'} is missing: it says which models meet which recipes; "
             "give the folder that has it with --catalog"
         )
+    catalog = load_entries(folder, methods)
+    _read_matrix(catalog, folder / "matrix.toml")
+    catalog.cases()  # every name is looked up now, not when its cadence comes
+    return catalog
+
+
+def load_entries(folder: Path, methods: Mapping[str, type[Recipe]]) -> Catalog:
+    """The same without a matrix: what there is to choose from, in a project or outside of one."""
     catalog = Catalog()
     for path in (DEFAULTS, folder):
         _read_models(catalog, path / "models.toml")
         _read_datasets(catalog, path / "datasets.toml")
         _read_recipes(catalog, path / "recipes.toml", methods)
-    _read_matrix(catalog, folder / "matrix.toml")
-    catalog.cases()  # every name is looked up now, not when its cadence comes
     return catalog
 
 

@@ -7,7 +7,16 @@ from importlib import import_module
 import click
 
 #: subcommands in the order of the help; module and function have the same name
-COMMANDS = ("gates", "compare", "accept", "merge")
+COMMANDS = (
+    "gates",
+    "compare",
+    "accept",
+    "drift",
+    "propose",
+    "export",
+    "calibrate",
+    "merge",
+)
 
 
 class _Lazy(click.Group):

@@ -23,6 +23,11 @@ class Served(Protocol):
         """How many tokens there are."""
         ...
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens a sequence may have, prompt and output together; None for any number."""
+        ...
+
     def memory_bytes(self) -> int:
         """Bytes of everything that it keeps in memory to serve."""
         ...
@@ -72,6 +77,10 @@ class TorchServed:
     @property
     def vocabulary(self) -> int:
         return int(self.module.config.vocab_size)
+
+    @property
+    def context(self) -> int | None:
+        return getattr(self.module.config, "max_position_embeddings", None)
 
     def memory_bytes(self) -> int:
         return tensor_bytes(self.module)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     Items = Mapping[str, np.ndarray]
 
 
+class MeasureError(RuntimeError):
+    """Something cannot be measured as it was asked for; the message says why, and the remedy."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some observations and the time that the quantized model took for them.

@@ -14,7 +14,8 @@ from bitgate.catalog import Execution, Recipe
 from bitgate.kernels.served import Served, tensor_bytes
 from bitgate.measure.measurement import Batch
 from bitgate.measure.packing import packed_layers
-from bitgate.measure.speed import TIME_SPREAD, timed
+from bitgate.measure.processes import ASSUMED
+from bitgate.measure.speed import timed
 from bitgate.metric import Interval, Metric
 from bitgate.quantize import Quantized, method, shapes_of
 
@@ -93,7 +94,8 @@ class Quantization:
 
     def metrics(self, items: Items, level: float, nominal: float) -> list[Metric]:
         seconds = float(items["seconds"][0])
-        factor = math.exp(NormalDist().inv_cdf((1 + level) / 2) * TIME_SPREAD)
-        how = f"one time, widened by {TIME_SPREAD:.0%} between processes".replace("%", " %")
+        spread = ASSUMED.seconds.deviation
+        factor = math.exp(NormalDist().inv_cdf((1 + level) / 2) * spread)
+        how = f"one time, widened by {spread:.0%} between processes".replace("%", " %")
         interval = Interval(seconds / factor, seconds * factor, nominal, how, "process", 1)
         return [Metric("quantize_seconds", seconds, interval), *self.exact]

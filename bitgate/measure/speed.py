@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from bitgate import statistics
 from bitgate.catalog import PhaseWorkload
 from bitgate.kernels.served import Served
-from bitgate.measure.measurement import Batch
+from bitgate.measure.measurement import Batch, MeasureError
 from bitgate.measure.packing import packed_layers
+from bitgate.measure.processes import ASSUMED, Between, Spread, over_processes
 from bitgate.metric import Interval, Metric
 
 if TYPE_CHECKING:
@@ -36,11 +37,6 @@ SHORTEST_STEP = 0.05  #: seconds
 LEAST_PAIRS = 8
 PAIRS_PER_BATCH = 4
 WARM_STEPS = 3
-#: two runs of one thing differ by this much between processes, as a standard deviation of the
-#: logarithm, until it is calibrated for the hardware: 5 to 10 % was seen for paired ratios, 45 %
-#: for absolute times (docs/decisions/0004-speed.md)
-RATIO_SPREAD = 0.05
-TIME_SPREAD = 0.45
 
 
 def paired_steps(
@@ -49,16 +45,19 @@ def paired_steps(
     workload: PhaseWorkload,
     alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     limit: int = 200,
+    spread: Spread = ASSUMED,
 ) -> PairedSteps:
     """Time decode steps, or prompts read, of both models in turn; at most `limit` pairs.
 
     `alone` is entered around all that is timed: whoever shares this machine waits meanwhile.
+    `spread` says how much other processes would differ from this one.
     """
-    return PairedSteps(quantized, base, workload, alone, limit)
+    return PairedSteps(quantized, base, workload, alone, limit, spread)
 
 
 class PairedSteps:
-    """One observation per pair: wall and CPU seconds of each side for `tokens` tokens each."""
+    """One observation per pair: wall and CPU seconds of each side for `tokens` tokens each, all in
+    this process, which counts as launch 0."""
 
     least = LEAST_PAIRS
 
@@ -69,12 +68,14 @@ class PairedSteps:
         workload: PhaseWorkload,
         alone: Callable[[], AbstractContextManager[None]],
         limit: int,
+        spread: Spread = ASSUMED,
     ) -> None:
         self.quantized = quantized
         self.base = base
         self.workload = workload
         self.alone = alone
         self.limit = limit
+        self.spread = spread
         self.prompt = prompt_of(workload, base.vocabulary)
 
     def batches(self) -> Iterator[Batch]:
@@ -95,6 +96,7 @@ class PairedSteps:
                 base_wall, base_cpu = timed(run_base)
             rows.append(
                 {
+                    "launch": 0,
                     "pair": number,
                     "order": "AB" if base_first else "BA",
                     "tokens": tokens,
@@ -111,21 +113,19 @@ class PairedSteps:
             yield _batch(rows)
 
     def _decode_pairs(self) -> Iterator[Pair]:
-        steps = 0  # per timed step; found once the first steps are known
         room = self.workload.output
+        steps = 0  # per timed step; found once the first steps are known
         while True:
             for served in (self.base, self.quantized):
                 served.prefill(self.prompt, room)
             left = room
             if steps == 0:
-                fastest = min(self._warm_step(served) for served in (self.base, self.quantized))
+                fastest = min(self._warm_step(served, room) for served in self._both)
                 left -= WARM_STEPS
                 steps = max(1, math.ceil(SHORTEST_STEP / fastest))
-                if steps > left:
-                    raise ValueError(
-                        f"workload {self.workload.name}: output: {room} tokens are too few for "
-                        f"steps of {1000 * SHORTEST_STEP:g} ms; give at least {steps + WARM_STEPS}"
-                    )
+                if steps > left:  # the output is too short to be timed: generate more
+                    room, steps = self._longer(steps), 0
+                    continue
             while left >= steps:
                 left -= steps
                 yield (
@@ -134,11 +134,27 @@ class PairedSteps:
                     steps * self.workload.batch,
                 )
 
-    def _warm_step(self, served: Served) -> float:
+    @property
+    def _both(self) -> tuple[Served, Served]:
+        return self.base, self.quantized
+
+    def _longer(self, steps: int) -> int:
+        """An output that has room for `steps` steps at once, and for some more in case the next
+        ones are faster; as far as both models' contexts allow."""
+        needed, wanted = steps + WARM_STEPS, 2 * steps + WARM_STEPS
+        contexts = [served.context for served in self._both if served.context is not None]
+        allowed = min(contexts, default=wanted + self.workload.prompt) - self.workload.prompt
+        if allowed < needed:
+            raise MeasureError(
+                f"workload {self.workload.name}: steps of {1000 * SHORTEST_STEP:g} ms take an "
+                f"output of {needed} tokens, and the model's context has room for {allowed} after "
+                f"a prompt of {self.workload.prompt}: shorten the prompt, or raise the batch"
+            )
+        return min(wanted, allowed)
+
+    def _warm_step(self, served: Served, room: int) -> float:
         """The shortest of a few first steps; a compiled model compiles in the first."""
-        return min(
-            timed(served.decode_step)[0] for _ in range(min(WARM_STEPS, self.workload.output))
-        )
+        return min(timed(served.decode_step)[0] for _ in range(min(WARM_STEPS, room)))
 
     def _prefill_pairs(self) -> Iterator[Pair]:
         for served in (self.base, self.quantized):
@@ -161,33 +177,41 @@ class PairedSteps:
             )
 
     def metrics(self, items: Items, level: float, nominal: float) -> list[Metric]:
-        import numpy as np
+        packed = packed_layers(self.quantized)
+        return speeds(items, self.workload, self.spread, packed, level, nominal)
 
-        base, own, tokens = (
-            np.asarray(items[key], float) for key in ("base_seconds", "seconds", "tokens")
-        )
-        ratio = statistics.process_median(np.log(base / own), RATIO_SPREAD, level).exp()
-        per_pass = (
-            own
-            / tokens
-            * (self.workload.batch if self.workload.kind == "decode" else self.prompt.numel())
-        )
 
-        def widened(name: str, values: Any, scale: float = 1.0) -> Metric:
-            e = statistics.process_median(np.log(values * scale), TIME_SPREAD, level).exp()
-            return Metric(name, e.value, _interval(e, nominal))
+def speeds(
+    items: Items,
+    workload: PhaseWorkload,
+    spread: Spread,
+    packed: Metric,
+    level: float,
+    nominal: float,
+) -> list[Metric]:
+    """The metrics of pairs that one or several processes have timed, and `packed`, their layers."""
+    import numpy as np
 
-        return [
-            Metric("speedup", ratio.value, _interval(ratio, nominal)),
-            widened("tokens_per_second", tokens / own),
-            widened("base_tokens_per_second", tokens / base),
-            widened("latency_ms", per_pass, 1000),
-            packed_layers(self.quantized),
-        ]
+    base, own, tokens = (
+        np.asarray(items[key], float) for key in ("base_seconds", "seconds", "tokens")
+    )
+
+    def metric(name: str, values: Any, between: Between) -> Metric:
+        e = over_processes(np.log(values), items["launch"], between, level).exp()
+        return Metric(name, e.value, _interval(e, nominal))
+
+    tokens_per_pass = workload.batch * (1 if workload.kind == "decode" else workload.prompt)
+    return [
+        metric("speedup", base / own, spread.ratio),
+        metric("tokens_per_second", tokens / own, spread.seconds),
+        metric("base_tokens_per_second", tokens / base, spread.seconds),
+        metric("latency_ms", 1000 * own / tokens * tokens_per_pass, spread.seconds),
+        packed,
+    ]
 
 
 def _interval(estimate: statistics.Estimate, nominal: float) -> Interval:
-    return Interval(estimate.low, estimate.high, nominal, estimate.method, "process", 1)
+    return Interval(estimate.low, estimate.high, nominal, estimate.method, "process", estimate.n)
 
 
 def _decode(served: Served, steps: int) -> None:

@@ -21,6 +21,7 @@ from bitgate.plugin.fixtures import (
     quantized,
     quiet,
     shelf,
+    speed,
     text,
     workload,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "quantized",
     "quiet",
     "shelf",
+    "speed",
     "text",
     "workload",
 ]

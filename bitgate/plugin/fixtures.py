@@ -69,6 +69,15 @@ def quantized(shelf: Shelf, case: Case, execution: Execution) -> Served:
 
 
 @pytest.fixture
+def speed(request: pytest.FixtureRequest, shelf: Shelf, case: Case, execution: Execution) -> Any:
+    """The measurement of this case's phase, decode or prefill, in turn with the base: in this
+    process, or with --launches in fresh ones."""
+    from bitgate.plugin.timing import measurement
+
+    return measurement(session_of(request.config), shelf, case, execution)
+
+
+@pytest.fixture
 def text(shelf: Shelf, case: Case) -> Windows:
     """The windows of the workload's text, as this model's tokens."""
     return shelf.text(case)

@@ -13,7 +13,10 @@ from bitgate.gates import thresholds as gates
 from bitgate.gates.thresholds import ThresholdsError
 from bitgate.history import origin
 from bitgate.kernels import KernelError
-from bitgate.plugin import against, benchmark, devices, hosts, journal, options, parcel
+from bitgate.measure import calibration
+from bitgate.measure.calibration import Calibrations
+from bitgate.measure.measurement import MeasureError
+from bitgate.plugin import against, benchmark, devices, hosts, journal, options, parcel, timing
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.quiet import Quiet
 from bitgate.plugin.session import CASE, RESULT, SESSION, Session, session_of
@@ -48,9 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
         rules = gates.load(wanted.thresholds, name)
         gates.check(rules, catalog.cases(), kernels.DEVICES, kernels.NAMES)
         budget = Budget.of(wanted.budget, wanted.catalog / "costs.toml", wanted.workers)
+        known = Calibrations.read(calibration.user_file(), wanted.catalog / calibration.FILE)
     except (CatalogError, ThresholdsError) as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[SESSION] = Session(wanted, catalog, rules, budget, Quiet.of(config, budget.pause))
+    quiet = Quiet.of(config, budget.pause)
+    config.stash[SESSION] = Session(wanted, catalog, rules, budget, quiet, known)
+    timing.charge(config.stash[SESSION])
     journal.install(config)
     against.install(config)
 
@@ -63,7 +69,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     budget = "none" if wanted.budget is None else f"{wanted.budget / 60:g} min"
     return (
         f"bitgate: cadence {wanted.cadence}, budget {budget}, device {wanted.device}, "
-        f"gates {session.thresholds.file}"
+        f"launches {wanted.launches}, gates {session.thresholds.file}"
     )
 
 
@@ -129,7 +135,7 @@ def pytest_runtest_makereport(
 
 
 #: errors whose message says all; how they came about would only bury it
-PLAIN = (SourceError, QuantizeError, KernelError)
+PLAIN = (SourceError, QuantizeError, KernelError, MeasureError)
 
 
 class Books:

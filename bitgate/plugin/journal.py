@@ -156,6 +156,7 @@ class Keeper:
                 "device": wanted.device,
                 "threads": _threads(self.config),
                 "timing": "off" if benchmark.is_disabled(self.config) else "on",
+                "launches": wanted.launches,
             },
             versions=versions(),
             selection=_selection(self.config),

@@ -15,6 +15,8 @@ from bitgate.plugin import benchmark
 
 #: minutes that a run may take by default; None is no limit
 BUDGETS: dict[Cadence, float | None] = {"commit": 10, "nightly": 60, "weekly": None}
+#: processes that each speed case is measured in by default; one is the process that runs pytest
+LAUNCHES: dict[Cadence, int] = {"commit": 1, "nightly": 5, "weekly": 5}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Options:
     threads: int
     #: processes that share this run
     workers: int
+    #: fresh processes that each speed case is measured in; 1 is the process that runs pytest
+    launches: int
     #: whether an undecided gate is red
     fail_inconclusive: bool
 
@@ -82,6 +86,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="Threads on a CPU, where a workload does not say. Default: half of the cores, divided "
         "among the workers of a host.",
+    )
+    group.addoption(
+        "--launches",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="Measure each speed in N fresh processes, and in more while a gate is undecided; 1 is "
+        "the process that runs pytest, and the interval then says how much processes differ "
+        "(bitgate calibrate). Default: 1 for commit, 5 for nightly and weekly.",
     )
     group.addoption(
         "--devices",
@@ -137,7 +150,7 @@ def _minutes(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"expected a number of threads, 1 or more, got {text!r}")
+        raise ArgumentTypeError(f"expected a number, 1 or more, got {text!r}")
     return int(text)
 
 
@@ -161,6 +174,7 @@ def read(config: pytest.Config) -> Options:
         device=config.getoption("device"),
         threads=threads(config, benchmark.neighbours(config)),
         workers=benchmark.workers(config),
+        launches=config.getoption("launches") or LAUNCHES[cadence],
         fail_inconclusive=config.getoption("fail_inconclusive"),
     )
 

@@ -11,6 +11,7 @@ import pytest
 from bitgate.catalog import Case, Catalog, PhaseWorkload
 from bitgate.gates.thresholds import Thresholds
 from bitgate.history.record import Result, broken, not_measured
+from bitgate.measure.calibration import Calibrations
 from bitgate.plugin.budget import Budget
 from bitgate.plugin.options import Options
 from bitgate.plugin.placement import Job, Placement
@@ -30,6 +31,7 @@ class Session:
     thresholds: Thresholds
     budget: Budget
     quiet: Quiet
+    calibrations: Calibrations
     #: what was measured, by node id
     results: dict[str, Result] = field(default_factory=dict)
     #: why a test has nothing to show, by node id: the last line of its error, or of its skip

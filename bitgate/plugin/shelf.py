@@ -6,18 +6,25 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from bitgate.catalog import Case, Cell, Execution, Model, PhaseWorkload, TextWorkload
 from bitgate.kernels.served import Served
 from bitgate.measure.base import BaseModel
 from bitgate.plugin.options import Options
-from bitgate.quantize import Quantized, method, shapes_of
-from bitgate.sources import LoadedModel, SourceError, Windows, load_documents, load_model, windows
-
-if TYPE_CHECKING:
-    import torch
+from bitgate.quantize import ModelShapes, Quantized, method, shapes_of
+from bitgate.sources import (
+    LoadedModel,
+    SourceError,
+    Windows,
+    load_documents,
+    load_model,
+    pick_device,
+    serving_dtype,
+    windows,
+)
 
 
 class Shelf:
@@ -28,9 +35,11 @@ class Shelf:
         self.options = options
         self.device = pick_device(options.device)
         self._model: tuple[Model, LoadedModel] | None = None
+        self._shapes: dict[str, ModelShapes] = {}
         self._bases: dict[Execution, BaseModel] = {}
         self._cell: tuple[Cell, Quantized] | None = None
         self._served: dict[Execution, Served] = {}
+        self._file: tuple[Cell, TemporaryDirectory[str]] | None = None
         self._texts: dict[tuple[str, str], Windows] = {}
         self._current: Execution | None = None
         self._refused: dict[str, SourceError] = {}
@@ -38,10 +47,19 @@ class Shelf:
         self.prepared: dict[str, float] = {}
 
     def clear(self) -> None:
+        self.release()
+        self._drop_file()
+
+    def release(self) -> None:
+        """Let go of all models; a cell that was saved is loaded from there when it is needed."""
+        import torch
+
         self._drop_cell()
         self._model = None
         self._bases.clear()
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def execution(self, case: Case) -> Execution:
         """How the quantized model of this case will run; sets the threads."""
@@ -52,13 +70,14 @@ class Shelf:
         phase = workload if isinstance(workload, PhaseWorkload) else None
         threads = (phase.threads if phase else None) or self.options.threads
         torch.set_num_threads(threads)
-        module = self._load(case.cell.model).module
-        recipe = case.cell.recipe
+        model, recipe = case.cell.model, case.cell.recipe
+        if model.name not in self._shapes:  # known ones need no model in memory
+            self._shapes[model.name] = shapes_of(self._load(model).module)
         self._current = Execution(
             device=self.device,
             dtype=str(serving_dtype(self.device)).removeprefix("torch."),
             threads=threads,
-            kernel=method(recipe.method).kernel(shapes_of(module), recipe, self.device),
+            kernel=method(recipe.method).kernel(self._shapes[model.name], recipe, self.device),
             compiled=phase is not None and phase.compiled,
         )
         return self._current
@@ -71,14 +90,20 @@ class Shelf:
         return self._bases[execution]
 
     def quantized(self, case: Case) -> Served:
-        if self._cell is None or self._cell[0] != case.cell:
-            self._drop_cell()
-            module = self._load(case.cell.model).module
-            how = method(case.cell.recipe.method)
-            with self._preparing("quantize"):
-                made = how.quantize(module, case.cell.recipe, serving_dtype(self.device))
-            self._cell = case.cell, made
+        self._quantized(case.cell)
         return self._serve(self._execution(case))
+
+    def saved(self, case: Case) -> Path:
+        """The file of a quantized cell, written once; there until another cell is saved."""
+        if self._file is None or self._file[0] != case.cell:
+            self._drop_file()
+            self._file = case.cell, TemporaryDirectory(prefix="bitgate-cell-")
+            try:
+                self._quantized(case.cell).save(self._path)
+            except BaseException:
+                self._drop_file()
+                raise
+        return self._path
 
     def keep(self, quantized: Quantized) -> Served:
         """Take a cell that was quantized elsewhere, and serve it."""
@@ -107,7 +132,7 @@ class Shelf:
         if model.name in self._refused:
             raise self._refused[model.name]  # not tried again for each of its cells
         if self._model is None or self._model[0] != model:
-            self.clear()
+            self.release()
             dtype = serving_dtype(self.device)
             try:
                 with self._preparing("load"):
@@ -116,6 +141,19 @@ class Shelf:
                 self._refused[model.name] = error
                 raise
         return self._model[1]
+
+    def _quantized(self, cell: Cell) -> Quantized:
+        if self._cell is None or self._cell[0] != cell:
+            self._drop_cell()
+            how = method(cell.recipe.method)
+            if self._file is not None and self._file[0] == cell and self._path.is_file():
+                made = how.load(self._path, self.device)
+            else:
+                module = self._load(cell.model).module
+                with self._preparing("quantize"):
+                    made = how.quantize(module, cell.recipe, serving_dtype(self.device))
+            self._cell = cell, made
+        return self._cell[1]
 
     def _serve(self, execution: Execution) -> Served:
         assert self._cell is not None
@@ -130,30 +168,17 @@ class Shelf:
         yield
         self.prepared[what] = self.prepared.get(what, 0.0) + monotonic() - start
 
+    @property
+    def _path(self) -> Path:
+        assert self._file is not None
+        return Path(self._file[1].name) / "model.safetensors"
+
     def _drop_cell(self) -> None:
         self._cell = None
         self._served.clear()
         gc.collect()
 
-
-def pick_device(wanted: str) -> str:
-    """`auto` is an accelerator if there is one."""
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda"):
-        found = torch.cuda.device_count()
-        number = int(wanted.partition(":")[2] or 0)
-        if number >= found:
-            raise SourceError(
-                f"--device {wanted}: torch finds {found} CUDA devices here; use --device cpu"
-            )
-    return wanted
-
-
-def serving_dtype(device: str) -> torch.dtype:
-    """The dtype that the base is served in: what each kind of device does well."""
-    import torch
-
-    return torch.float32 if device == "cpu" else torch.float16
+    def _drop_file(self) -> None:
+        if self._file is not None:
+            self._file[1].cleanup()
+            self._file = None

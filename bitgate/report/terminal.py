@@ -14,6 +14,7 @@ from rich.text import Text
 from bitgate.catalog import PhaseWorkload, TextWorkload
 from bitgate.history.record import OUTCOMES, Result
 from bitgate.history.runs import Before
+from bitgate.measure.processes import ASSUMED, UNKNOWN
 from bitgate.metric import SPECS, Metric, number
 
 MARKS = {
@@ -146,6 +147,15 @@ def _reasons(results: Iterable[Result]) -> Iterator[Text]:
 def _line(outcome: str, result: Result, why: str) -> Text:
     mark, style = MARKS[outcome]
     return Text.assemble((mark, style), f" {result.case.key}: {why}")
+
+
+def uncalibrated(results: Iterable[Result]) -> list[str]:
+    """One line if speeds were judged by a spread that nobody has measured on their hardware."""
+    methods = (m.interval.method for r in results for m in r.metrics if m.interval is not None)
+    if not any(UNKNOWN in method for method in methods):
+        return []
+    assumed = f"{100 * ASSUMED.ratio.deviation:g} %"
+    return [f"speeds are assumed to differ by {assumed} between processes: see bitgate calibrate"]
 
 
 def changes(results: Sequence[Result], before: Before) -> list[str]:

@@ -4,6 +4,7 @@ Everything that has to be fetched or converted is fetched once, checked, and kep
 """
 
 from bitgate.sources.cache import cache_directory, once
+from bitgate.sources.devices import pick_device, serving_dtype
 from bitgate.sources.errors import HubUnavailable, SourceError
 from bitgate.sources.memory import available_memory, check_fits
 from bitgate.sources.models import LoadedModel, fetch_model, fingerprint, load_model
@@ -26,7 +27,9 @@ __all__ = [
     "load_documents",
     "load_model",
     "once",
+    "pick_device",
     "reporting_to",
+    "serving_dtype",
     "set_progress",
     "track",
     "windows",

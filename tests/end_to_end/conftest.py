@@ -125,6 +125,7 @@ class Project:
         return {
             **kept,
             "BITGATE_CACHE": str(self.path / "cache"),
+            "BITGATE_DATA": str(self.path / "data"),
             "COLUMNS": "160",
             "OMP_NUM_THREADS": "1",
         }

@@ -8,7 +8,10 @@ import pytest
 
 from bitgate.catalog import PhaseWorkload
 from bitgate.measure import speed
+from bitgate.measure.measurement import MeasureError
+from bitgate.measure.processes import Between, Spread
 from bitgate.measure.speed import PAIRS_PER_BATCH, WARM_STEPS, paired_steps, prompt_of, timed
+from bitgate.statistics import process_median
 
 
 class Sleeper:
@@ -17,8 +20,9 @@ class Sleeper:
     vocabulary = 100
     packed_layers, expected_layers = 3, 4
 
-    def __init__(self, name, log, step=0.0, prompt=0.0):
+    def __init__(self, name, log, step=0.0, prompt=0.0, context=None):
         self.name, self.log, self.step, self.prompt = name, log, step, prompt
+        self.context = context
         self.room = 0
 
     def prefill(self, tokens, room):
@@ -108,12 +112,35 @@ def test_the_interval_holds_the_true_ratio(decoded, metrics_of):
     assert metric.value == pytest.approx(
         math.exp(np.median(np.log(items["base_seconds"] / items["seconds"]))), rel=1e-12
     )
-    # never narrower than processes differ: 2.326 standard deviations at 98 %
-    assert metric.high / metric.value >= math.exp(2.326 * 0.05)
+    # never narrower than processes differ: 3.747 standard deviations at 98 %, 4 degrees of freedom
+    assert metric.high / metric.value >= math.exp(3.747 * 0.05)
     assert metric.value / metric.low == pytest.approx(metric.high / metric.value)
     assert (metric.interval.unit, metric.interval.n) == ("process", 1)
     assert "8 steps" in metric.interval.method
-    assert "5.0 % between processes" in metric.interval.method
+    assert "5.0 % between processes (assumed: run bitgate calibrate)" in metric.interval.method
+    assert items["launch"].tolist() == [0] * 8
+
+
+def test_a_calibrated_spread_takes_the_place_of_the_assumed_one(decoded, metrics_of):
+    _, items, measurement = decoded
+    source = "calibrated on 2026-11-22, 10 launches"
+    measurement = paired_steps(
+        measurement.quantized,
+        measurement.base,
+        measurement.workload,
+        spread=Spread(Between(0.02, 10, source), Between(0.1, 10, source)),
+    )
+    metrics = metrics_of(measurement, items)
+    speedup, own = metrics["speedup"], metrics["tokens_per_second"]
+    # 2.821 standard deviations at 98 %, 9 degrees of freedom
+    wanted = process_median(
+        np.log(items["base_seconds"] / items["seconds"]), 0.02, 0.98, processes=10
+    )
+    assert math.log(speedup.high / speedup.value) == pytest.approx(wanted.high - wanted.value)
+    assert math.log(own.high / own.value) >= 2.821 * 0.1
+    assert speedup.interval.method == (
+        f"median of 8 steps widened by 2.0 % between processes ({source})"
+    )
 
 
 def test_speed_and_latency_are_one_quantity(decoded, metrics_of):
@@ -128,7 +155,7 @@ def test_speed_and_latency_are_one_quantity(decoded, metrics_of):
     assert 4 <= latency.value < 5
     assert metrics["base_tokens_per_second"].value <= 2 / 0.008
     for metric in (own, latency, metrics["base_tokens_per_second"]):
-        assert metric.high / metric.low >= math.exp(2 * 2.326 * 0.45)
+        assert metric.high / metric.low >= math.exp(2 * 3.747 * 0.45)
     packed = metrics["packed_layers"]
     assert (packed.value, packed.expected) == (3, 4)
 
@@ -151,19 +178,44 @@ def test_the_prompt_starts_again_when_the_output_is_used_up(items_of, short_step
     assert len(items["pair"]) == 8
 
 
-def test_an_output_that_is_too_short_says_what_it_takes(items_of):
-    with pytest.raises(ValueError) as caught:
-        run(items_of, decoding(output=10), {"step": 0.004}, {"step": 0.008})
+def test_an_output_that_is_too_short_is_lengthened(items_of):
+    log, items, _ = run(items_of, decoding(output=10), {"step": 0.001}, {"step": 0.002})
+    steps = int(items["tokens"][0])
+    assert 10 < steps <= 50, "50 ms of the faster one, 1 ms at least each"
+    assert items["seconds"].min() > 0.001 * steps
+    assert items["order"].tolist() == ["AB", "BA"] * 4
+    calls = runs_of(log)
+    assert calls[2:6] == [  # again from the prompt, with room for more
+        ["A", "step", WARM_STEPS],
+        ["B", "step", WARM_STEPS],
+        ["A", "prefill", 1],
+        ["B", "prefill", 1],
+    ]
+
+
+def test_an_output_is_lengthened_as_far_as_the_context_goes(items_of, short_steps):
+    """Which takes two steps here; there is no room for the same again."""
+    contexts = {"A": 1000, "B": 3 + 4 + WARM_STEPS}
+    log = []
+    quantized, base = (Sleeper(name, log, 0.0015, context=contexts[name]) for name in "BA")
+    measurement = paired_steps(quantized, base, decoding(output=1), limit=8)
+    assert len(items_of(measurement)["seconds"]) == 8
+    for name, what, count in runs_of(log):
+        if name == "B" and what == "step":
+            assert count <= 3 + WARM_STEPS
+
+
+def test_a_context_that_is_too_short_says_what_it_takes(items_of):
+    with pytest.raises(MeasureError) as caught:
+        run(items_of, decoding(output=10), {"step": 0.001, "context": 14}, {"step": 0.002})
     message = str(caught.value)
-    assert message.startswith("workload b1: output: 10 tokens are too few for steps of 50 ms")
-    enough = int(message.rsplit(" ", 1)[1])
-    assert enough in (14, 15, 16)
-    run(items_of, decoding(output=enough + 1), {"step": 0.004}, {"step": 0.008}, limit=1)
+    assert message.startswith("workload b1: steps of 50 ms take an output of ")
+    assert "room for 10 after a prompt of 4: shorten the prompt" in message
 
 
 def test_so_few_tokens_that_not_even_the_first_steps_fit(items_of, short_steps):
-    with pytest.raises(ValueError, match="output: 2 tokens are too few"):
-        run(items_of, decoding(output=2), {"step": 0.004}, {"step": 0.004})
+    _, items, _ = run(items_of, decoding(output=2), {"step": 0.004}, {"step": 0.004})
+    assert set(items["tokens"].tolist()) == {1}
 
 
 @pytest.mark.parametrize("limit", [1, 5, 12])
