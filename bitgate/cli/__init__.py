@@ -7,7 +7,7 @@ from importlib import import_module
 import click
 
 #: subcommands in the order of the help; module and function have the same name
-COMMANDS = ("gates", "merge")
+COMMANDS = ("gates", "drift", "propose", "export", "merge")
 
 
 class _Lazy(click.Group):
