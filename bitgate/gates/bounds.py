@@ -47,7 +47,8 @@ def proposed(found: Sequence[Observation], key: Key, margin: float) -> tuple[flo
     worst = max(found, key=lambda one: sign * _limit(one.metric, key, margin))
     metric = worst.metric
     distance = abs(_limit(metric, key, margin) - metric.value)
-    bound = _outward(_limit(metric, key, margin), distance, key)
+    end = metric.high if key == "max" else metric.low
+    bound = _outward(_limit(metric, key, margin), distance, key, end)
     if metric.value > 0 >= bound:
         raise NoBoundError(f"as {margin:g} half-widths below {metric.text()} is not above 0")
     measured = f"{_which(worst, found)}{number(metric.value)} measured"
@@ -75,7 +76,7 @@ def _within(found: Sequence[Observation]) -> tuple[float, str]:
         raise NoBoundError(f"as nothing was expected of it in {worst.run}")
     expected = worst.metric.expected
     assert expected is not None
-    bound = _outward(deviation, deviation, "within")
+    bound = _outward(deviation, deviation, "within", deviation)
     return bound, (
         f"{_which(worst, found)}{number(worst.metric.value, 7)} measured, "
         f"{number(expected, 7)} expected, {_runs(found)}"
@@ -90,13 +91,21 @@ def _deviation(one: Observation) -> float:
     return max(abs(x / metric.expected - 1) for x in (metric.low, metric.high))
 
 
-def _outward(bound: float, distance: float, key: Key) -> float:
-    """Rounded away from what was measured, to two digits of the distance to it."""
-    if distance == 0:
+def _outward(bound: float, distance: float, key: Key, end: float) -> float:
+    """Rounded away from what was measured, to two digits of the distance to it.
+
+    Where only the arithmetic's own rounding errors would call for another step, none is made, if
+    the `end` of the interval allows it: 2 - 3 * 0.1 is 1.7 and not 1.69.
+    """
+    if distance <= 1e-12 * abs(bound):  # an exact value, but for rounding
         return bound
-    unit = Decimal(1).scaleb(math.floor(math.log10(distance)) - 1)
-    rounding = ROUND_FLOOR if key == "min" else ROUND_CEILING
-    return float(Decimal(repr(bound)).quantize(unit, rounding))
+    exact, unit = Decimal(bound), Decimal(1).scaleb(math.floor(math.log10(distance)) - 1)
+    sign = -1 if key == "min" else 1
+    nearest = exact.quantize(unit)
+    short = sign * (exact - nearest) > Decimal(distance) * Decimal("1e-9")
+    if short or sign * (Decimal(end) - nearest) > 0:
+        nearest = exact.quantize(unit, ROUND_FLOOR if key == "min" else ROUND_CEILING)
+    return float(nearest)
 
 
 def _which(worst: Observation, found: Sequence[Observation]) -> str:
