@@ -36,7 +36,8 @@ HERE = Path(__file__).parent
 RECORDED = HERE / "drift_recorded.csv"
 OTAVA = "apache-otava==0.8.0"
 SPREAD = 0.05
-LENGTHS = (8, 12, 20, 40, 100)
+LENGTHS = (8, 12, 20, 40)
+LONG = 100  #: runs, for some kinds
 NEAR = 2  #: runs that a change may be off
 AFTER = (2, 3, 4, 5, 6, 8)  #: runs after the change, of 12 before it
 FALSE = 0.02
@@ -93,7 +94,7 @@ def levels(n: int, step: float, changes: int, rng: np.random.Generator) -> tuple
 def synthetic(count: int) -> Iterator[Group]:
     rng = np.random.default_rng(0)
     for kind in ("normal", "heavy tails", "outliers", "autocorrelated"):
-        for n in LENGTHS:
+        for n in (*LENGTHS, LONG) if kind == "normal" else LENGTHS:
             group = Group(f"steady, {kind}", n)
             for _ in range(count):
                 group.add(np.exp(SPREAD * noise(kind, n, rng)), [])
@@ -105,7 +106,7 @@ def synthetic(count: int) -> Iterator[Group]:
         ("normal", 0.1, 2),
         ("normal", 0.2, 2),
     ):
-        for n in LENGTHS:
+        for n in (*LENGTHS, LONG) if step == 0.1 else LENGTHS:
             if n < LEAST * (changes + 1):
                 continue
             what = "there and back" if changes == 2 else "step"
@@ -137,7 +138,7 @@ def recorded() -> Iterator[Group]:
     rng = np.random.default_rng(1)
     for column in ("ratio", "ms"):
         x = np.log([float(row[column]) for row in rows])
-        for n in LENGTHS[1:4]:
+        for n in LENGTHS[1:]:
             steady = Group(f"recorded {column}, as it was", n)
             changed = Group(f"recorded {column}, step 60%", n)
             for start in range(0, len(x) - n + 1, 3):
@@ -235,15 +236,15 @@ METHODS: dict[str, tuple[Method, tuple[float, ...], int | None]] = {
     "PELT, t": (chosen, LEVELS, None),
     "PELT, t, autocorrelation": (correlated, LEVELS, None),
     "PELT, Welch": (pelt(welch), LEVELS, None),
-    "PELT, Mann-Whitney": (pelt(mann_whitney), LEVELS[2:7], 50),
-    "PELT of ranks, Mann-Whitney": (pelt(mann_whitney, ranks=True), LEVELS[2:7], 50),
+    "PELT, Mann-Whitney": (pelt(mann_whitney), LEVELS[3:6], 25),
+    "PELT of ranks, Mann-Whitney": (pelt(mann_whitney, ranks=True), LEVELS[3:6], 25),
     "binary, t": (binary(student), LEVELS[:6], None),
-    "binary, permutations": (binary(permutations), LEVELS[1:4], 50),
+    "binary, permutations": (binary(permutations), LEVELS[1:4], 25),
 }
 IN_OTAVA = {
-    "Otava, window 2n": (LEVELS[5:], None),
-    "Otava as it comes": ((0.001,), None),
-    "Otava, permutations": ((0.02, 0.01), 20),
+    "Otava, window 2n": (LEVELS[6:], 50),
+    "Otava as it comes": ((0.001,), 50),
+    "Otava, permutations": ((0.01,), 8),
 }
 
 

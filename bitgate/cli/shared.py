@@ -26,7 +26,7 @@ HISTORY = click.option(
     multiple=True,
     type=click.Path(path_type=Path),
     default=(Path(".benchmarks"),),
-    show_default=".benchmarks",
+    show_default=True,
     help="Folder of saved runs, or one of them; may be given again.",
 )
 CASES = click.option(

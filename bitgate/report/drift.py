@@ -129,9 +129,14 @@ def _title(changes: Sequence[Change]) -> str:
 
 def _table(changes: Sequence[Change]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
-        title=_title(changes), title_justify="left", title_style="bold", box=None, pad_edge=False
+        title=Text(_title(changes)),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
     )
     table.add_column("")
     for head in HEADS:
