@@ -24,6 +24,20 @@ THRESHOLDS = click.option(
     show_default=True,
     help="The gates.",
 )
+HISTORY = click.option(
+    "--history",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    default=(Path(".benchmarks"),),
+    show_default=True,
+    help="Folder of saved runs, or one of them; may be given again.",
+)
+CASES = click.option(
+    "-k", "cases", metavar="GLOB", help="Only cases whose id fits the glob, or has this in it."
+)
+METRICS = click.option(
+    "--metric", "metrics", multiple=True, metavar="NAME", help="Only this; may be given again."
+)
 
 
 def show(what: object) -> None:

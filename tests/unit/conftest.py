@@ -317,3 +317,84 @@ class Runs:
 def runs(tmp_path):
     """Makes saved runs in `tmp_path / "runs"`."""
     return Runs(tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def cases():
+    """Cases of two cells, by key: quantized, scored and decoded."""
+    from bitgate.catalog import (
+        Case,
+        Cell,
+        Dataset,
+        Model,
+        PhaseWorkload,
+        QuantizeWorkload,
+        Recipe,
+        TextWorkload,
+    )
+
+    source = {"kind": "shapes"}
+    model = Model.model_validate(
+        {"name": "tiny", "family": "llama", "source": source, "format": "shapes", "config": {}}
+    )
+    text = {"name": "text", "source": {"kind": "local", "path": "text"}, "format": "plain"}
+    workloads = (
+        QuantizeWorkload(),
+        TextWorkload(dataset=Dataset.model_validate({**text, "tokens": 100})),
+        PhaseWorkload(kind="decode", name="b1"),
+    )
+    made = [
+        Case(Cell(model, Recipe(method="hqq", bits=bits, group_size=64)), workload, "commit")
+        for bits in (4, 8)
+        for workload in workloads
+    ]
+    return {case.key: case for case in made}
+
+
+@pytest.fixture(scope="session")
+def save_run(cases, execution):
+    """Saves a run as pytest-benchmark does, with records made by `Result`.
+
+    `metrics` maps cases to metrics to values: a number is exact, a pair is a value and the
+    half-width of its interval.
+    """
+    import json
+    from datetime import UTC, datetime, timedelta
+
+    from bitgate.history.record import Result
+    from bitgate.metric import Interval, Metric
+
+    def metric(name, value):
+        if not isinstance(value, tuple):
+            return Metric(name, value)
+        middle, half, *n = value
+        interval = Interval(middle - half, middle + half, 0.98, "Student t", "window", *(n or [32]))
+        return Metric(name, middle, interval)
+
+    def save(
+        folder, number, metrics, *, commit="", host="here", cpu="a", kernel="dequantize", **changes
+    ):
+        records = []
+        for key, values in metrics.items():
+            measured = [metric(name, value) for name, value in values.items()]
+            record = Result(cases[key], execution(kernel), measured, []).record()
+            origin = {
+                "commit": commit or f"{number:040x}",
+                "host": host,
+                "versions": {"torch": "2"},
+            }
+            records.append({**record, **origin, **changes})
+        time = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number)
+        content = {
+            "machine_info": {"node": host, "cpu": {"brand_raw": cpu, "count": 2}},
+            "commit_info": {"id": "0" * 40, "dirty": False},
+            "benchmarks": [{"extra_info": {"bitgate": record}} for record in records],
+            "datetime": time.isoformat(),
+            "version": "5.3.1",
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{number:04d}_{number:040x}_{time:%Y%m%d_%H%M%S}.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return save
