@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitgate.cli.shared import CASES, HISTORY, METRICS
+from bitgate.cli.shared import CASES, METRICS, RUNS
 
 if TYPE_CHECKING:
     from bitgate.history.drift import Change, Drift
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@HISTORY
+@RUNS
 @CASES
 @METRICS
 @click.option("--since", metavar="REV", help="Only changes from the runs of this commit on.")
@@ -60,7 +60,7 @@ def drift(
     the worse began in the last runs; 4 if there are no runs to read.
     """
     from bitgate.history.drift import drift as drifting
-    from bitgate.history.saved import HistoryError, history_of
+    from bitgate.history.reading import HistoryError, history_of
     from bitgate.history.since import start_of
     from bitgate.report import drift as report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bitgate.cli.shared import CASES, HISTORY, METRICS
+from bitgate.cli.shared import CASES, METRICS, RUNS
 
 
 @click.command()
@@ -18,7 +18,7 @@ from bitgate.cli.shared import CASES, HISTORY, METRICS
     type=click.Path(dir_okay=False, path_type=Path),
     help="FILE.csv or FILE.parquet.",
 )
-@HISTORY
+@RUNS
 @CASES
 @METRICS
 def export(
@@ -36,7 +36,7 @@ def export(
     """
     from bitgate.history.export import ExportError
     from bitgate.history.export import export as exported
-    from bitgate.history.saved import HistoryError, history_of
+    from bitgate.history.reading import HistoryError, history_of
 
     try:
         found = history_of(history)

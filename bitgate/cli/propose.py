@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitgate.cli.shared import CASES, CATALOG, HISTORY, METRICS, THRESHOLDS
+from bitgate.cli.shared import CASES, CATALOG, METRICS, RUNS, THRESHOLDS
 
 if TYPE_CHECKING:
     from bitgate.catalog import Catalog
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     metavar="RUN",
     help="A saved run instead of the whole history; may be given again.",
 )
-@HISTORY
+@RUNS
 @CASES
 @METRICS
 @click.option(
@@ -73,7 +73,7 @@ def propose(
     from bitgate.gates import propose as proposing
     from bitgate.gates import rewrite
     from bitgate.gates.thresholds import ThresholdsError
-    from bitgate.history.saved import HistoryError, history_of
+    from bitgate.history.reading import HistoryError, history_of
 
     try:
         found = history_of(runs or history)

@@ -24,7 +24,7 @@ THRESHOLDS = click.option(
     show_default=True,
     help="The gates.",
 )
-HISTORY = click.option(
+RUNS = click.option(
     "--history",
     multiple=True,
     type=click.Path(path_type=Path),

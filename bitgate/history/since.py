@@ -6,7 +6,7 @@ import subprocess
 from datetime import UTC, datetime
 
 from bitgate.history.points import History
-from bitgate.history.saved import HistoryError
+from bitgate.history.reading import HistoryError
 
 
 def start_of(revision: str, history: History) -> datetime:

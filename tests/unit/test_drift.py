@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from bitgate.cli import main
 from bitgate.history.drift import ALPHA, drift
-from bitgate.history.saved import read
+from bitgate.history.reading import read
 
 QUANTIZED, SCORED = "quantize[tiny-hqq-w4g64]", "perplexity[tiny-hqq-w4g64-text]"
 DECODED, OTHER = "decode[tiny-hqq-w4g64-b1]", "decode[tiny-hqq-w8g64-b1]"

@@ -18,7 +18,7 @@ from bitgate.gates.rewrite import diff, needs, rewrite
 from bitgate.gates.rules import matching, resolve
 from bitgate.gates.thresholds import load
 from bitgate.gates.verdict import judge
-from bitgate.history.saved import read
+from bitgate.history.reading import read
 from bitgate.metric import Interval, Metric
 from bitgate.quantize import recipe_types
 

@@ -12,8 +12,8 @@ from pyarrow import csv, parquet
 from bitgate.cli import main
 from bitgate.history.export import COLUMNS
 from bitgate.history.points import fits
+from bitgate.history.reading import HistoryError, history_of, read
 from bitgate.history.record import SCHEMA
-from bitgate.history.saved import HistoryError, history_of, read
 from bitgate.history.series import series
 
 SCORED, DECODED = "perplexity[tiny-hqq-w4g64-text]", "decode[tiny-hqq-w4g64-b1]"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bitgate import catalog
+from bitgate.catalog import Catalog, reading
 from bitgate.sources import load_documents, load_model, windows
 
 pytestmark = pytest.mark.real
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.real
 @pytest.fixture(scope="module")
 def entries():
     """The default catalog's models and datasets; those of the checkout beside them."""
-    found = catalog.Catalog()
-    for folder in (catalog.reading.DEFAULTS, Path(__file__).parents[2] / "fixtures"):
-        catalog._read_models(found, folder / "models.toml")
-        catalog._read_datasets(found, folder / "datasets.toml")
+    found = Catalog()
+    for folder in (reading.DEFAULTS, Path(__file__).parents[2] / "fixtures"):
+        reading._read_models(found, folder / "models.toml")
+        reading._read_datasets(found, folder / "datasets.toml")
     return found
 
 
