@@ -158,10 +158,6 @@ def chosen(x: Array, alpha: float) -> list[int]:
     return [point.at for point in change_points(np.log(x), alpha)]
 
 
-def correlated(x: Array, alpha: float) -> list[int]:
-    return [point.at for point in change_points(np.log(x), alpha, correlated=True)]
-
-
 def pelt(test: Callable[[Array, Array], float], *, ranks: bool = False) -> Method:
     """PELT's candidates, the weakest dropped until all are significant."""
 
@@ -234,7 +230,6 @@ def permutations(x: Array, t: float, count: int = 999) -> float:
 #: with the levels that make sense for each, and series of each group (None: all) for slow ones
 METHODS: dict[str, tuple[Method, tuple[float, ...], int | None]] = {
     "PELT, t": (chosen, LEVELS, None),
-    "PELT, t, autocorrelation": (correlated, LEVELS, None),
     "PELT, Welch": (pelt(welch), LEVELS, None),
     "PELT, Mann-Whitney": (pelt(mann_whitney), LEVELS[3:6], 25),
     "PELT of ranks, Mann-Whitney": (pelt(mann_whitney, ranks=True), LEVELS[3:6], 25),

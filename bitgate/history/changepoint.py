@@ -7,7 +7,6 @@ false alarms by which this was chosen, `tools/choose_drift.py` measures them aga
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,9 +28,7 @@ class ChangePoint(NamedTuple):
     p: float
 
 
-def change_points(
-    values: ArrayLike, alpha: float, *, correlated: bool = False
-) -> list[ChangePoint]:
+def change_points(values: ArrayLike, alpha: float) -> list[ChangePoint]:
     """The changes of level in finite values of shape (n,), each with p <= `alpha`, in order.
 
     1. Candidates: the least sum of squares about the levels plus 2 s² log n for every change
@@ -44,9 +41,8 @@ def change_points(
     3. While the weakest has p > `alpha` it is dropped and those beside it are tested again, over
        what are now longer levels (Fleming et al., Hunter, ICPE 2023).
 
-    With `correlated` neighbours may be alike, as times on a shared machine are: the variance of a
-    level's mean grows by (1 + r) / (1 - r), and as many fewer values count (Bayley and Hammersley,
-    JRSS B 8, 1946, 184-197); r is the autocorrelation at lag 1 about the levels.
+    Values are taken as independent: where neighbours are alike, as times on a shared machine are,
+    there are more false alarms.
 
     Fewer than 2 `LEAST` values have none.
     """
@@ -58,9 +54,8 @@ def change_points(
     places = _candidates(x)
     while places:
         levels = [0, *places, len(x)]
-        shrunk = _effective(x, levels) if correlated else 1.0
         tested = [
-            ChangePoint(at, _p(x[start:at], x[at:end], shrunk))
+            ChangePoint(at, _p(x[start:at], x[at:end]))
             for start, at, end in zip(levels, levels[1:], levels[2:], strict=False)
         ]
         weakest = max(tested, key=lambda point: point.p)
@@ -87,28 +82,13 @@ def _candidates(x: NDArray[np.float64]) -> list[int]:
     return [int(end) for end in ends[:-1]]  # the last is the series' own
 
 
-def _p(before: NDArray[np.float64], after: NDArray[np.float64], shrunk: float) -> float:
+def _p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     from scipy.special import stdtr
 
     n = len(before) + len(after)
     gap = abs(float(before.mean() - after.mean()))
     residual = float(((before - before.mean()) ** 2).sum() + ((after - after.mean()) ** 2).sum())
-    error = math.sqrt(residual / (n - 2) * (1 / len(before) + 1 / len(after)) / shrunk)
+    error = math.sqrt(residual / (n - 2) * (1 / len(before) + 1 / len(after)))
     if error == 0:
         return 0.0 if gap else 1.0
-    freedom = max(shrunk * n - 2, 1.0)
-    return min(1.0, 2 * float(stdtr(freedom, -gap / error)) * (n - 2 * LEAST + 1))
-
-
-def _effective(x: NDArray[np.float64], levels: list[int]) -> float:
-    """The share of values that count as independent ones."""
-    import numpy as np
-
-    rest = [x[a:b] - x[a:b].mean() for a, b in pairwise(levels)]
-    total = sum(float((r * r).sum()) for r in rest)
-    if total == 0:
-        return 1.0
-    alike = sum(float((r[1:] * r[:-1]).sum()) for r in rest) / total
-    # to take off a mean makes neighbours look less alike, by about 1/n for each level
-    alike = float(np.clip(alike + len(rest) / len(x), 0, 0.9))
-    return (1 - alike) / (1 + alike)
+    return min(1.0, 2 * float(stdtr(n - 2, -gap / error)) * (n - 2 * LEAST + 1))

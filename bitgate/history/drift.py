@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from bitgate.history import changepoint
+from bitgate.history.changepoint import LEAST, change_points
 from bitgate.history.points import History, Point
 from bitgate.history.series import Series, series
 
 #: in this share of unchanged histories anything is found at all in series that vary
 ALPHA = 0.02
+#: the same for absolute times: neighbours are alike, so what the test promises does not hold
+ALPHA_ABSOLUTE = 0.001
 #: relative: below it a change is no news, however sure (other rounding on another machine)
 LEAST_CHANGE = 0.001
 
@@ -101,7 +103,7 @@ def drift(history: History) -> Drift:
     """The changes in every series of a history.
 
     Absolute times are a family of their own, so that they, which follow the load of their machine,
-    cost the others no power; in them runs that follow each other are taken to be alike.
+    cost the others no power, and are judged more strictly.
     """
     changes: list[Change] = []
     short: list[Series] = []
@@ -110,14 +112,14 @@ def drift(history: History) -> Drift:
     for one in found:
         way = _way(one)
         if way == "varying":
-            enough = len(one.points) >= 2 * changepoint.LEAST
+            enough = len(one.points) >= 2 * LEAST
             (families[one.absolute] if enough else short).append(one)
         elif len(one.points) < 2:
             short.append(one)
         else:
             changes += _steps(one, way)
     for absolute, family in families.items():
-        changes += _shifts(family, correlated=absolute)
+        changes += _shifts(family, ALPHA_ABSOLUTE if absolute else ALPHA)
     changes.sort(key=lambda change: (change.first.of.run.time, change.first.of.case))
     return Drift(changes, len(found) - len(short), short, sum(one.left_out for one in found))
 
@@ -157,26 +159,23 @@ def _differs(was: Point, now: Point, way: Way) -> bool:
 # --- by chance -----------------------------------------------------------------------------
 
 
-def _shifts(family: Sequence[Series], *, correlated: bool) -> Iterator[Change]:
-    """The false discovery rate over the family is `ALPHA` (Benjamini and Hochberg, JRSS B 57, 1995,
+def _shifts(family: Sequence[Series], alpha: float) -> Iterator[Change]:
+    """The false discovery rate over the family is `alpha` (Benjamini and Hochberg, JRSS B 57, 1995,
     289-300), so in a family where nothing changed this is how often anything is found."""
     if not family:
         return
     from scipy.stats import false_discovery_control
 
     scaled = [_scaled(one) for one in family]
-    ps = [
-        min((p for _, p in changepoint.change_points(x, ALPHA, correlated=correlated)), default=1.0)
-        for x in scaled
-    ]
+    ps = [min((p for _, p in change_points(x, alpha)), default=1.0) for x in scaled]
     level = max(
-        (p for p, fdr in zip(ps, false_discovery_control(ps), strict=True) if fdr <= ALPHA),
+        (p for p, fdr in zip(ps, false_discovery_control(ps), strict=True) if fdr <= alpha),
         default=-1.0,
     )
     for one, x, p in zip(family, scaled, ps, strict=True):
         if p > level:
             continue
-        points = changepoint.change_points(x, max(level, p), correlated=correlated)
+        points = change_points(x, level)
         places = [0, *(point.at for point in points), len(x)]
         means = [sum(x[a:b]) / (b - a) for a, b in pairwise(places)]
         levels = [math.exp(mean) if _positive(one) else mean for mean in means]

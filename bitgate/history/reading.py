@@ -110,14 +110,14 @@ def _read(path: Path) -> tuple[Run, list[Point], list[str]]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             why = f"lacks {error}" if isinstance(error, KeyError) else f"damaged: {error}"
             refused[why] = refused.get(why, 0) + 1
-    return (
-        run,
-        points,
-        [
-            f"{'all' if count == len(records) else count} of {len(records)} records left out: {why}"
-            for why, count in refused.items()
-        ],
-    )
+    left_out = [
+        f"{_share(count, len(records))} records left out: {why}" for why, count in refused.items()
+    ]
+    return run, points, left_out
+
+
+def _share(count: int, total: int) -> str:
+    return f"all {total}" if count == total else f"{count} of {total}"
 
 
 class _RefusedError(Exception):

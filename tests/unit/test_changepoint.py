@@ -15,8 +15,8 @@ def steps(*levels, spread=0.05, seed=0):
     return means + spread * rng.standard_normal(len(means))
 
 
-def places(values, alpha=0.01, **how):
-    return [point.at for point in change_points(values, alpha, **how)]
+def places(values, alpha=0.01):
+    return [point.at for point in change_points(values, alpha)]
 
 
 def test_a_step_is_found_where_it_is():
@@ -73,18 +73,6 @@ def test_false_alarms_on_noise_are_as_promised(n):
     rng = np.random.default_rng(n)
     alarms = sum(bool(places(rng.standard_normal(n), 0.05)) for _ in range(400))
     assert stats.binomtest(alarms, 400, 0.05, "greater").pvalue > 0.001
-
-
-def test_neighbours_that_are_alike_raise_fewer_alarms_when_it_is_known():
-    rng = np.random.default_rng(0)
-    alarms = {False: 0, True: 0}
-    for _ in range(150):
-        x = rng.standard_normal(30)
-        for i in range(1, 30):
-            x[i] += 0.6 * x[i - 1]
-        for known in alarms:
-            alarms[known] += bool(places(x, 0.01, correlated=known))
-    assert alarms[True] < alarms[False] / 2
 
 
 def test_a_weak_candidate_is_dropped_and_its_neighbours_judged_without_it():

@@ -205,6 +205,7 @@ def is_gone(pid):
 # --- the other side ------------------------------------------------------------------------
 
 OTHER_SIDE = """
+import os
 from bitgate.measure.launch import _asking
 alone = _asking()
 print("a library says something", flush=True)

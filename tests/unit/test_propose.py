@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgate import kernels
@@ -145,6 +145,7 @@ def test_where_there_is_no_bound(cases, one, key, why):
         proposed([observation(cases, one.pop("value"), one.pop("half", 0.0), **one)], key, 3)
 
 
+@settings(deadline=None)
 @given(
     value=st.floats(1e-6, 1e6),
     width=st.floats(1e-6, 0.2),

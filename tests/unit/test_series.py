@@ -2,7 +2,7 @@
 
 import json
 import math
-from time import perf_counter
+from time import process_time
 
 import pyarrow as pa
 import pytest
@@ -259,7 +259,7 @@ def test_export_of_nothing(tmp_path):
     assert "no saved runs" in done.output
 
 
-def test_a_thousand_runs_take_seconds(save_run, tmp_path):
+def test_many_runs_take_seconds(save_run, tmp_path):
     text = save_run(tmp_path, 0, METRICS).read_text()
     content = json.loads(text)
     content["benchmarks"] *= 8  # 16 cases of as many names
@@ -269,8 +269,8 @@ def test_a_thousand_runs_take_seconds(save_run, tmp_path):
     for number in range(1, 251):
         content["datetime"] = f"2026-02-01T{number // 60:02d}:{number % 60:02d}:00"
         (tmp_path / f"{number:04d}_x.json").write_text(json.dumps(content))
-    start = perf_counter()
+    start = process_time()
     history = read([tmp_path])
-    seconds = perf_counter() - start
+    seconds = process_time() - start
     assert len(history.points) == 4 + 250 * 32
-    assert seconds < 10  # 0.3 on an idle core: a quadratic reading would take minutes
+    assert seconds < 10  # 0.3 to 0.6; reading that is quadratic in points would take minutes

@@ -112,8 +112,8 @@ def test_the_interval_holds_the_true_ratio(decoded, metrics_of):
     assert metric.value == pytest.approx(
         math.exp(np.median(np.log(items["base_seconds"] / items["seconds"]))), rel=1e-12
     )
-    # never narrower than processes differ: 3.747 standard deviations at 98 %, 4 degrees of freedom
-    assert metric.high / metric.value >= math.exp(3.747 * 0.05)
+    # never narrower than processes differ: 3.746 standard deviations at 98 %, 4 degrees of freedom
+    assert metric.high / metric.value >= math.exp(3.746 * 0.05)
     assert metric.value / metric.low == pytest.approx(metric.high / metric.value)
     assert (metric.interval.unit, metric.interval.n) == ("process", 1)
     assert "8 steps" in metric.interval.method
@@ -155,7 +155,7 @@ def test_speed_and_latency_are_one_quantity(decoded, metrics_of):
     assert 4 <= latency.value < 5
     assert metrics["base_tokens_per_second"].value <= 2 / 0.008
     for metric in (own, latency, metrics["base_tokens_per_second"]):
-        assert metric.high / metric.low >= math.exp(2 * 3.747 * 0.45)
+        assert metric.high / metric.low >= math.exp(2 * 3.746 * 0.45)
     packed = metrics["packed_layers"]
     assert (packed.value, packed.expected) == (3, 4)
 
