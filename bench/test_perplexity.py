@@ -6,6 +6,6 @@ from bitgate.measure.perplexity import paired_scores
 
 
 @pytest.mark.workload("perplexity")
-def test_perplexity(quantized, base, text, workload, benchmark, gate):
+def test_perplexity(text, quantized, base, workload, benchmark, gate):
     """Language-model quality on held-out text, token by token beside the base."""
     gate.decide(benchmark, paired_scores(quantized, base, text, workload.dataset.tokens))

@@ -6,7 +6,7 @@ from bitgate.measure.quantization import quantization
 
 
 @pytest.mark.workload("quantize")
-def test_quantize(cell, base, execution, shelf, benchmark, gate):
+def test_quantize(cell, model, execution, shelf, benchmark, gate):
     """Time to quantize; bytes on disk and in memory beside those predicted from shapes alone;
     the saved file gives the same logits."""
-    gate.decide(benchmark, quantization(base.module, cell.recipe, execution, shelf.keep))
+    gate.decide(benchmark, quantization(model, cell.recipe, execution, shelf.keep))

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitgate.catalog.entries import (
-    Cadence,
-    Kind,
-    Model,
-    PhaseWorkload,
-    Recipe,
-    TextWorkload,
-    Workload,
-)
+from bitgate.catalog.entries import Cadence, Model, Recipe
+from bitgate.catalog.workloads import Kind, Workload
 
 
 @dataclass(frozen=True)
@@ -69,8 +62,6 @@ class Case:
 
     def static_fields(self) -> dict[str, str | int | None]:
         """What a gate can match on before anything runs; a field that does not apply is None."""
-        workload = self.workload
-        phase = workload if isinstance(workload, PhaseWorkload) else None
         return {
             "model": self.cell.model.name,
             "family": self.cell.model.family,
@@ -79,9 +70,10 @@ class Case:
             "recipe": self.cell.recipe.name,
             "bits": self.cell.recipe.bits,
             "group_size": self.cell.recipe.group_size,
-            "dataset": workload.dataset.name if isinstance(workload, TextWorkload) else None,
-            "phase": phase.kind if phase else None,
-            "batch": phase.batch if phase else None,
+            "dataset": None,
+            "phase": None,
+            "batch": None,
+            **self.workload.fields(),
         }
 
 

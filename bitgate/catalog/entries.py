@@ -1,4 +1,4 @@
-"""What a table of the catalog's TOML may say: models, datasets, recipes, workloads, the matrix."""
+"""What a table of the catalog's TOML may say of models, datasets and recipes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Cadence = Literal["commit", "nightly", "weekly"]
 CADENCES: tuple[Cadence, ...] = get_args(Cadence)
@@ -33,6 +33,15 @@ class PackageSource(Entry):
     sha256: Sha256
     python: str | None = Field(None, description="choose this Python's wheel, whatever runs here")
     platform: str | None = Field(None, description="choose this platform's wheel")
+    sdist: bool = Field(
+        False, description="the source distribution; pip runs its setup.py for the metadata"
+    )
+
+    @model_validator(mode="after")
+    def _an_sdist_is_one_for_all(self) -> PackageSource:
+        if self.sdist and (self.python or self.platform):
+            raise ValueError("`sdist` goes without `python` and `platform`, which choose a wheel")
+        return self
 
 
 class HubSource(Entry):
@@ -67,8 +76,26 @@ class FileSource(Entry):
     sha256: Sha256
 
 
+class TrainedSource(Entry):
+    """Trained here, once, and kept: a classification head on a frozen `base`, or without one the
+    whole of the model's `config`, on the part of `dataset` that is for training.
+
+    TOML gives the names of `base`, a model, and of `dataset`, a labelled dataset.
+    """
+
+    kind: Literal["trained"]
+    base: Model | None = None
+    dataset: LabelledDataset
+    epochs: int = Field(20, gt=0)
+    batch: int = Field(64, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    seed: int = 0
+
+
 Source = Annotated[
-    PackageSource | HubSource | ShapesSource | LocalSource | FileSource,
+    PackageSource | HubSource | ShapesSource | LocalSource | FileSource | TrainedSource,
     Field(discriminator="kind"),
 ]
 SOURCES: dict[str, type[Entry]] = {
@@ -77,10 +104,15 @@ SOURCES: dict[str, type[Entry]] = {
     "shapes": ShapesSource,
     "local": LocalSource,
     "file": FileSource,
+    "trained": TrainedSource,
 }
 
 
 # --- models and datasets -------------------------------------------------------------------
+
+
+#: what a model is asked: the next token, or to which class a text or an image belongs
+Task = Literal["causal-lm", "text-classification", "image-classification"]
 
 
 class Model(Entry):
@@ -88,9 +120,14 @@ class Model(Entry):
 
     name: Name
     family: Name
-    task: Literal["causal-lm"] = "causal-lm"
+    task: Task = "causal-lm"
     source: Source
     format: Literal["transformers", "gguf", "state-dict", "shapes"] = "transformers"
+    keys: Literal["name", "order"] = Field(
+        "name",
+        description="how tensors of a state dict find their places: by name, or in the order of "
+        "both, for the same architecture under other names; every shape has to agree",
+    )
     config: dict[str, Any] | None = Field(
         None, description="architecture, for sources that bring no config.json of their own"
     )
@@ -107,6 +144,16 @@ class Model(Entry):
                 raise ValueError(f"`format` {self.format} does not go with a source of shapes")
         elif self.format == "shapes":
             raise ValueError("`format` shapes goes with a source of kind shapes only")
+        if self.keys != "name" and self.format != "state-dict":
+            raise ValueError("`keys` goes with `format` state-dict only")
+        if isinstance(self.source, TrainedSource):
+            if self.task == "causal-lm":
+                raise ValueError("a source of kind trained is for `task`s of classification")
+            if (self.source.base is None) == (self.config is None):
+                raise ValueError(
+                    "a source of kind trained needs either its `base`, whose head is trained, or "
+                    "a `config`, all of which is"
+                )
         return self
 
 
@@ -129,9 +176,101 @@ class Dataset(Entry):
     stride: int | None = Field(None, gt=0)
     bos: bool = False
     seed: int = Field(0, description="of the order in which windows are drawn")
+    avoid: tuple[Dataset, ...] = Field(
+        (), description="no window of this one touches a window of those; TOML names them"
+    )
+
+    @property
+    def limit(self) -> int:
+        """Tokens that are scored at most, but for the rest of the last window."""
+        return self.tokens_limit or 2 * self.tokens
+
+    def too_few_for(self, windows: int) -> tuple[str, int] | None:
+        """The key that stops scoring before there are so many windows, whatever the text, and the
+        least that it must be; None if there may be as many."""
+        scored = min(self.stride or self.window, self.window - 1 + self.bos)  # in each, or more
+        least = (windows - 1) * scored + 1
+        if self.limit >= least:
+            return None
+        return (
+            ("tokens", least // 2 + least % 2)
+            if self.tokens_limit is None
+            else ("tokens_limit", least)
+        )
+
+    def shares_text_with(self, other: Dataset) -> bool:
+        """Whether both may draw the same tokens: neither avoids the other in the same text."""
+        same = (self.source, self.format, self.join) == (other.source, other.format, other.join)
+        avoided = {text.name for text in self.avoid}, {text.name for text in other.avoid}
+        apart = other.name in avoided[0] or self.name in avoided[1]
+        return same and not apart
+
+    def how_to_avoid(self, other: Dataset) -> str:
+        """The first half of a remedy where both may draw the same tokens; nothing where they are
+        one dataset, which cannot avoid itself."""
+        if self.name == other.name:
+            return ""
+        return f'add avoid = ["{other.name}"] to dataset {self.name}, or '
+
+
+class LabelledDataset(Entry):
+    """A `[labelled.NAME]` of `datasets.toml`: items and the class that each belongs to, with the
+    protocol by which they are drawn.
+
+    Items are drawn in an order of hashes. The first are evaluated: `items` before anything is
+    judged, up to `items_limit` while a gate is undecided. Of the others `train_items` are for
+    training and `validation_items` for the curve beside it; with `training` these come from there.
+    """
+
+    name: Name
+    of: Literal["texts", "images"]
+    source: Source
+    training: Source | None = None
+    labels: Source | None = Field(None, description="of images, if in a file of their own")
+    more: tuple[Source, ...] = Field(
+        (), strict=False, description="other files of images, read after the first"
+    )
+    format: Name
+    classes: tuple[str, ...] = Field(
+        (), strict=False, description="names of the classes; none: items without labels"
+    )
+    items: int = Field(256, gt=0)
+    items_limit: int | None = Field(None, gt=0)
+    train_items: int = Field(0, ge=0)
+    validation_items: int = Field(0, ge=0)
+    seed: int = Field(0, description="of the order in which items are drawn")
+    longest: int = Field(64, gt=0, description="tokens of a text; what is longer is cut")
+    options: dict[str, Any] = Field({}, description="what its format knows beside these")
+
+    @property
+    def limit(self) -> int:
+        """Items that are evaluated at most."""
+        return self.items_limit or self.items
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> LabelledDataset:
+        if self.items_limit is not None and self.items_limit < self.items:
+            raise ValueError(f"`items_limit` must be at least `items`, {self.items}")
+        if self.training is not None and not self.train_items:
+            raise ValueError("`training` needs `train_items`")
+        if self.of == "texts" and (self.labels is not None or self.more):
+            raise ValueError("`labels` and `more` are for images")
+        if self.training is not None and self.labels is not None:
+            raise ValueError("`training` does not go with `labels`, which belong to one file")
+        return self
 
 
 # --- recipes -------------------------------------------------------------------------------
+
+
+def _left_out(value: Any) -> Any:
+    if value is not None:
+        raise ValueError("this method has no such key; leave the key out")
+    return value
+
+
+#: the type of a key that a method has not, though recipes have it
+LeftOut = Annotated[None, BeforeValidator(_left_out)]
 
 
 class Recipe(Entry):
@@ -144,6 +283,22 @@ class Recipe(Entry):
 
     #: keys that TOML may give as lists; the product of them makes one recipe each
     crossed: ClassVar[tuple[str, ...]] = ("bits", "group_size")
+    #: keys for which TOML gives the name of a dataset: what the method calibrates with
+    calibrated_by: ClassVar[tuple[str, ...]] = ()
+    #: the dataset that such a key means where TOML gives none
+    default_text: ClassVar[str | None] = None
+    #: keys for which TOML gives the name of a plan, or a list of them
+    planned_by: ClassVar[tuple[str, ...]] = ()
+
+    def calibration_texts(self) -> Iterator[Dataset]:
+        """What the quantized model has seen before it is measured."""
+        for key in self.calibrated_by:
+            if isinstance(text := getattr(self, key), Dataset):
+                yield text
+
+    def mixed(self) -> bool:
+        """Whether its layers are of several kinds, so that several kernels may serve them."""
+        return any(getattr(self, key) for key in self.planned_by)
 
     def marks(self) -> Iterator[str]:
         """What distinguishes this recipe from its method's default at these bits and group."""
@@ -151,78 +306,15 @@ class Recipe(Entry):
             yield self.kernel
 
     @property
-    def name(self) -> str:
-        bits = f"w{self.bits}" if self.bits else ""
-        group = f"g{self.group_size}" if self.group_size else ""
-        return "-".join(part for part in (self.method, bits + group, *self.marks()) if part)
-
-
-# --- workloads -----------------------------------------------------------------------------
-
-
-class QuantizeWorkload(Entry):
-    """Quantize the model; it needs nothing else, so it has no name in ids."""
-
-    kind: Literal["quantize"] = "quantize"
-    name: str = ""
-
-
-class TextWorkload(Entry):
-    """Score a dataset's text token by token beside the base."""
-
-    kind: Literal["perplexity"] = "perplexity"
-    dataset: Dataset
+    def width(self) -> str:
+        """What the name says of bits."""
+        return f"w{self.bits}" if self.bits else ""
 
     @property
     def name(self) -> str:
-        return self.dataset.name
+        group = f"g{self.group_size}" if self.group_size else ""
+        return "-".join(part for part in (self.method, self.width + group, *self.marks()) if part)
 
 
-class PhaseWorkload(Entry):
-    """Run one phase of generation, beside the base, for its speed.
-
-    `output` tokens are decoded after a prompt of `prompt` tokens, `batch` sequences at a time.
-    Base and quantized are both compiled or both eager, so that a speed-up names its base.
-    """
-
-    kind: Literal["decode", "prefill"]
-    name: Name
-    batch: int = Field(1, gt=0)
-    prompt: int = Field(64, gt=0)
-    output: int = Field(32, ge=0)
-    compiled: bool = False
-    threads: int | None = Field(None, gt=0, description="threads on a CPU; default: --threads")
-
-    @model_validator(mode="after")
-    def _only_steps_are_compiled(self) -> PhaseWorkload:
-        if self.compiled and self.kind != "decode":
-            raise ValueError("`compiled` goes with decode only")
-        if self.kind == "decode" and self.output < 1:
-            raise ValueError("`output` must be at least 1 to decode")
-        return self
-
-
-Workload = QuantizeWorkload | TextWorkload | PhaseWorkload
-Kind = Literal["quantize", "perplexity", "decode", "prefill"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-# --- the matrix ----------------------------------------------------------------------------
-
-
-class MatrixEntry(Entry):
-    """One `[[matrix]]` table: these models meet these recipes and workloads at this cadence."""
-
-    cadence: Cadence
-    models: list[str] = Field(min_length=1)
-    recipes: list[str] = Field(min_length=1)
-    quantize: bool = False
-    perplexity: list[str] = []
-    decode: list[str] = []
-    prefill: list[str] = []
-
-    @model_validator(mode="after")
-    def _asks_something(self) -> MatrixEntry:
-        if not any(getattr(self, kind) for kind in KINDS):
-            raise ValueError(f"no workload: give at least one of {', '.join(KINDS)}")
-        return self
+TrainedSource.model_rebuild()
+Model.model_rebuild()

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from importlib import import_module
+from keyword import iskeyword
 
 import click
 
-#: subcommands in the order of the help; module and function have the same name
+#: subcommands in the order of the help; module and function have the same name, but for `try_`
 COMMANDS = (
+    "try",
+    "predict",
     "gates",
+    "lock",
+    "show",
+    "plot",
+    "curves",
     "compare",
     "accept",
     "drift",
     "propose",
     "export",
     "calibrate",
+    "search",
     "merge",
 )
 
@@ -26,7 +34,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"bitgate.cli.{name}"), name)
+        word = f"{name}_" if iskeyword(name) else name
+        command: click.Command = getattr(import_module(f"bitgate.cli.{word}"), word)
         return command
 
 

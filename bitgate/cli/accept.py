@@ -36,7 +36,7 @@ def accept(
       bitgate accept 0007 --reason "torch 2.15: 4 % slower, nothing to be done"
       bitgate accept latest --reason "first baseline" -k '*w4g64*'
 
-    Exit status 0, or 4 if there is no such run, or it failed.
+    Exit status 0, or 4 if there is no such run, it failed, or the scores of its cases are missing.
     """
     from bitgate.history.accepted import Baseline, choose
     from bitgate.history.against import side_by_side
@@ -66,13 +66,14 @@ def accept(
             _show(terminal(SideBySide(former, new, changes)))
             click.echo(f"since the former baseline: {counts(changes)}")
         baseline.accept(chosen, cases, reason.strip(), even_failed=even_failed)
-        baseline.write()
+        written = baseline.write()
     except (RunError, ValueError) as error:
         refuse(error)
     except OSError as error:
         refuse(f"{path} cannot be written: {error.strerror or error}")
     click.echo(f"accepted {len(cases)} cases of {chosen.label}: {names(cases)}")
-    click.echo(f"written to {path}, scores beside it: commit both")
+    scores = ", scores beside it: commit both" if len(written) > 1 else ", no scores: commit it"
+    click.echo(f"written to {path}{scores}")
     if run == LATEST:
         click.echo(f"latest was {chosen.path}")
 

@@ -115,7 +115,11 @@ def _case(
 
 
 def _phase(catalog: Catalog, wanted: str) -> PhaseWorkload:
-    phases = {f"{kind}.{name}": phase for (kind, name), phase in catalog.phases.items()}
+    phases = {
+        f"{kind}.{name}": phase
+        for (kind, name), phase in catalog.workloads.items()
+        if isinstance(phase, PhaseWorkload)
+    }
     found = [key for key in phases if wanted in (key, key.partition(".")[2])]
     if len(found) > 1:
         raise CatalogError(f"--workload: {wanted!r} is two: {' and '.join(found)}")
@@ -188,10 +192,16 @@ def _tell(entry: Calibration) -> None:
     for column in ("between processes", "deviation", "98 % interval"):
         table.add_column(column)
     spread = entry.spread
-    for name, between in (("paired ratio", spread.ratio), ("absolute times", spread.seconds)):
+    rows = [("paired ratio", spread.ratio), ("absolute times", spread.seconds)]
+    if spread.cpu_ratio is not None:
+        rows.insert(1, ("paired ratio, CPU clock", spread.cpu_ratio))
+    for name, between in rows:
         low, high = (f"{100 * limit:.1f}" for limit in deviation_interval(between))
         table.add_row(name, f"{100 * between.deviation:.1f} %", f"{low} to {high} %")
     show(table)
-    needed = {slowdown: launches_needed(spread.ratio, slowdown) for slowdown in SLOWDOWNS}
-    text = ", ".join(f"{n or 'too many'} for {100 * slow:g} %" for slow, n in needed.items())
-    click.echo(f"launches that show, 4 times of 5, that a speed is below its bound: {text}")
+    click.echo("launches that show, 4 times of 5, that a speed is below its bound:")
+    for metric, ratio in (("speedup", spread.ratio), ("cpu_speedup", spread.cpu_ratio)):
+        if ratio is not None:
+            needed = {slowdown: launches_needed(ratio, slowdown) for slowdown in SLOWDOWNS}
+            text = ", ".join(f"{n or 'too many'} for {100 * s:g} %" for s, n in needed.items())
+            click.echo(f"  {metric}: {text}")

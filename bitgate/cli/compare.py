@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitgate.cli.shared import HISTORY, PICK, THRESHOLDS, fits, refuse
+from bitgate.cli.shared import HISTORY, PICK, THRESHOLDS, console, deliver, fits, refuse, rendered
 
 if TYPE_CHECKING:
     from bitgate.gates.tolerances import Tolerance
@@ -118,30 +118,7 @@ def _write(found: SideBySide, form: str, output: Path | None) -> None:
     from bitgate.report import comparison
 
     if form == "terminal":
-        _terminal(found, output)
-        return
-    text = comparison.markdown(found) if form == "markdown" else comparison.as_json(found)
-    if output is None:
-        click.echo(text)
-        return
-    try:
-        output.write_text(text + "\n", "utf-8")
-    except OSError as error:
-        refuse(f"{output} cannot be written: {error.strerror or error}")
-
-
-def _terminal(found: SideBySide, output: Path | None) -> None:
-    from rich.console import Console
-
-    from bitgate.report import comparison
-
-    console = Console(highlight=False)
-    if output is not None or not console.is_terminal:
-        console = Console(highlight=False, width=180)
-    with console.capture() as capture:
-        for part in comparison.terminal(found):
-            console.print(part)
-    if output is None:
-        click.echo(capture.get(), nl=False)
+        text = rendered(comparison.terminal(found), console(output, width=180))
     else:
-        output.write_text(capture.get(), "utf-8")
+        text = comparison.markdown(found) if form == "markdown" else comparison.as_json(found)
+    deliver(text, output)

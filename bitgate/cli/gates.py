@@ -53,7 +53,7 @@ def _read(folder: Path, path: Path) -> tuple[Catalog, Thresholds]:
     try:
         catalog = load(folder, quantize.recipe_types())
         ruled = thresholds.load(path)
-        thresholds.check(ruled, catalog.cases(), kernels.DEVICES, kernels.NAMES)
+        thresholds.check(ruled, catalog.cases(), kernels.DEVICES, quantize.kernel_names())
     except (CatalogError, ThresholdsError) as error:
         click.echo(f"ERROR: {error}", err=True)
         sys.exit(4)
@@ -66,19 +66,26 @@ def _overview(catalog: Catalog, ruled: Thresholds) -> None:
     table = Table(title=ruled.file, title_justify="left", box=None, pad_edge=False)
     for column in ("gate", "for", "requires", *CADENCES):
         table.add_column(column, overflow="fold", justify="right" if column in CADENCES else "left")
-    for gate in ruled.gates:
-        matched = dict.fromkeys(CADENCES, 0)
-        for case in catalog.cases():
-            matched[case.cadence] += any(
-                rule.gate == gate.name
+    met = [
+        (
+            case.cadence,
+            {
+                rule.gate
                 for execution in _executions(case, "cpu")
                 for rule in rules.matching(ruled, case, execution)
-            )
+            },
+        )
+        for case in catalog.cases()
+    ]
+    for gate in ruled.gates:
+        matched = dict.fromkeys(CADENCES, 0)
+        for cadence, names in met:
+            matched[cadence] += gate.name in names
         wanted = ", ".join(
             f"{key} {' or '.join(map(str, values))}" for key, values in gate.match.given().items()
         )
         required = "\n".join(f"{metric} {bound}" for metric, bound in gate.require.items())
-        table.add_row(gate.name, wanted or "everything", required, *map(str, matched))
+        table.add_row(gate.name, wanted or "everything", required, *map(str, matched.values()))
     show(table)
 
 
@@ -135,7 +142,10 @@ def _explain(catalog: Catalog, ruled: Thresholds, wanted: str, device: str) -> N
 
 def _executions(case: Case, device: str) -> Iterator[Execution]:
     forced = case.cell.recipe.kernel
-    served: Iterable[str] = kernels.NAMES if forced == "auto" else (forced,)
+    own = quantize.own_kernels(case.cell.recipe.method)
+    recipe = case.cell.recipe
+    joint = kernels.joint_names() if recipe.mixed() else ()
+    served: Iterable[str] = (*kernels.KERNELS, *own, *joint) if forced == "auto" else (forced,)
     compiled = bool(getattr(case.workload, "compiled", False))
     for name in served:
         yield Execution(device=device, dtype="", threads=0, kernel=name, compiled=compiled)

@@ -68,7 +68,7 @@ def propose(
 
     Exit status 0, also if there is nothing to propose; 4 if there are no runs or a file is wrong.
     """
-    from bitgate import kernels
+    from bitgate import quantize
     from bitgate.catalog import CatalogError
     from bitgate.gates import propose as proposing
     from bitgate.gates import rewrite
@@ -84,7 +84,7 @@ def propose(
             ruled,
             known.cases(),
             seen,
-            kernels.NAMES,
+            quantize.kernel_names(),
             margin=margin,
             needs=rewrite.needs(text or ""),
         )
@@ -120,7 +120,7 @@ def _read(folder: Path, path: Path) -> tuple[Catalog, Thresholds, str | None]:
         click.echo(f"{path} is missing: a new one is proposed", err=True)
         return catalog, thresholds.Thresholds(str(path), ()), None
     ruled = thresholds.load(path)
-    thresholds.check(ruled, catalog.cases(), kernels.DEVICES, kernels.NAMES)
+    thresholds.check(ruled, catalog.cases(), kernels.DEVICES, quantize.kernel_names())
     return catalog, ruled, path.read_bytes().decode("utf-8")
 
 
@@ -159,14 +159,14 @@ def _check(text: str, catalog: Catalog) -> None:
     """What is proposed must be what Bitgate takes."""
     from tempfile import TemporaryDirectory
 
-    from bitgate import kernels
+    from bitgate import kernels, quantize
     from bitgate.gates import thresholds
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "thresholds.toml"
         path.write_bytes(text.encode())
         loaded = thresholds.load(path, "what is proposed")
-    thresholds.check(loaded, catalog.cases(), kernels.DEVICES, kernels.NAMES)
+    thresholds.check(loaded, catalog.cases(), kernels.DEVICES, quantize.kernel_names())
 
 
 def _relative(path: Path) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CATALOG = click.option(
     "--catalog",
@@ -68,6 +72,35 @@ def fits(case: str, pattern: str | None) -> bool:
     """Whether a case, by its key or by the id in it, is meant by a glob; any is without one."""
     inside = case.partition("[")[2].removesuffix("]")
     return pattern is None or fnmatchcase(case, pattern) or fnmatchcase(inside, pattern)
+
+
+def console(output: Path | None, width: int) -> Console:
+    """As wide as the terminal, or where none shows it so wide."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    if output is None and found.is_terminal:
+        return found
+    return Console(highlight=False, width=width)
+
+
+def rendered(parts: Iterable[object], where: Console) -> str:
+    """Tables and lines as text."""
+    with where.capture() as capture:
+        for part in parts:
+            where.print(part)
+    return capture.get().rstrip("\n")
+
+
+def deliver(text: str, output: Path | None) -> None:
+    """Print a text, or write it to a file."""
+    if output is None:
+        click.echo(text)
+        return
+    try:
+        output.write_text(text + "\n", "utf-8")
+    except OSError as error:
+        refuse(f"{output} cannot be written: {error.strerror or error}")
 
 
 def refuse(error: Exception | str, status: int = 4) -> NoReturn:

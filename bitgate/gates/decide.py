@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from bitgate.gates.looks import look_level
 from bitgate.gates.rules import Rule
 from bitgate.gates.verdict import Verdict, judge, unruled
 from bitgate.measure.measurement import Batch, Measurement
 from bitgate.metric import Metric
-from bitgate.statistics import TooFewError, spent
+from bitgate.statistics import TooFewError
 
 if TYPE_CHECKING:
     import numpy as np
 
-#: a look at the intervals costs error, so the observations must grow by this factor between two
-GROWTH = 1.5
+#: a look at the intervals costs some error, so observations grow by this factor between two
+GROWTH = 1.25
 
 Stopped = Literal["decided", "not finite", "no rules", "exhausted", "out of time"]
 
@@ -45,20 +46,24 @@ def decide(
     alpha: float = 0.02,
     deadline: Callable[[], bool] = lambda: False,
     on_batch: Callable[[Batch], None] | None = None,
+    gate_modelled: bool = False,
 ) -> Decision:
     """Measure until every rule is decided, the batches end, or `deadline()` says time is up.
 
     `rules` maps metrics to the rules for them. The intervals of all looks together cover with
-    1 - `alpha`. The first look is at `measurement.least` observations, whatever the time; the
-    next ones each time these have grown by half. Verdicts are those of the latest look, so that
-    they always fit the metrics recorded. Without rules there is one look and no more.
+    1 - `alpha` (bitgate/gates/looks.py). The first look is at `measurement.least` observations,
+    whatever the time; the next ones each time these have grown by a quarter. Verdicts are those of
+    the latest look, so that they always fit the metrics recorded. Without rules there is one look
+    and no more. A rule for what turns out to be modelled and not measured is passed over, unless
+    `gate_modelled`.
 
     `deadline` is asked after each batch, which `on_batch` is given as it arrives.
 
     Raises:
-        ValueError: if the columns of a batch differ in length, or from those of earlier batches.
+        ValueError: if the columns of a batch differ in length, or from those of earlier batches,
+            or if there are more observations than the measurement announced.
     """
-    trial = _Trial(measurement, rules, alpha)
+    trial = _Trial(measurement, rules, alpha, gate_modelled)
     batches = measurement.batches()
     try:
         stopped = _pull(trial, batches, deadline, on_batch)
@@ -70,7 +75,7 @@ def decide(
         trial.metrics,
         trial.verdicts,
         trial.seen.items(),
-        trial.looks,
+        len(trial.looks),
         trial.seen.batches,
         stopped,
         trial.note,
@@ -137,9 +142,9 @@ class _Trial:
     measurement: Measurement
     rules: Mapping[str, Rule]
     alpha: float
+    gate_modelled: bool = False
     seen: _Seen = field(default_factory=_Seen)
-    looks: int = 0
-    looked_at: int = -1  # batches
+    looks: list[int] = field(default_factory=list)  # observations at each
     due: float = field(init=False)  # observations that the next look waits for
     metrics: list[Metric] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -156,14 +161,17 @@ class _Trial:
         """Compute the metrics of all observations so far and judge them."""
         # The end may come without anything new: then the latest look becomes the last one, and
         # spends the rest. Its interval lies within the one seen before, so no error is added.
-        if self.seen.batches != self.looked_at:
-            self.looks += 1
-        self.looked_at = self.seen.batches
+        if self.looks[-1:] != [self.seen.count]:
+            self.looks.append(self.seen.count)
         self.due = max(self.seen.count * GROWTH, self.seen.count + 1)
-        self.metrics = self._measured(1 - spent(self.looks, self.alpha, last=last))
+        most = getattr(self.measurement, "most", None)  # which it need not know
+        level = look_level(tuple(self.looks), self.alpha, most=most, last=last)
+        self.metrics = self._measured(level)
         measured = {metric.name: metric for metric in self.metrics}
         self.verdicts = [
-            judge(measured.get(name), rule, self.note) for name, rule in self.rules.items()
+            judge(measured.get(name), rule, self.note)
+            for name, rule in self.rules.items()
+            if self.gate_modelled or not (name in measured and measured[name].modelled)
         ]
         others = [unruled(metric) for metric in self.metrics if metric.name not in self.rules]
         self.verdicts += [verdict for verdict in others if verdict is not None]

@@ -75,6 +75,8 @@ def propose(
     unruled: dict[str, list[Observation]] = {}
     bounds: dict[tuple[str, str], Bound] = {}
     for one in seen:
+        if one.metric.modelled:
+            continue  # gates pass it over, so a bound would be none
         rule = resolve(matching(thresholds, one.case, one.execution)).get(one.metric.name)
         if rule is None:
             unruled.setdefault(one.metric.name, []).append(one)

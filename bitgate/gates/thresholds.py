@@ -255,7 +255,8 @@ def check(
     Raises:
         ThresholdsError: naming gate, key, and what there is instead.
     """
-    possible = [(case.kind, _possible(case, devices, kernels)) for case in cases]
+    anywhere: tuple[frozenset[Value], frozenset[Value]] = frozenset(devices), frozenset(kernels)
+    possible = [(case.kind, _possible(case, *anywhere)) for case in cases]
     for gate in thresholds.gates:
         where = _where(thresholds.file, gate.name)
         for name, wanted in gate.match.given().items():
@@ -280,7 +281,7 @@ def check(
 
 
 def _possible(
-    case: Case, devices: Collection[str], kernels: Collection[str]
+    case: Case, devices: frozenset[Value], kernels: frozenset[Value]
 ) -> dict[str, frozenset[Value]]:
     """For each field of `FIELDS` the values that this case could have on some machine."""
     forced, workload = case.cell.recipe.kernel, case.workload
@@ -288,8 +289,8 @@ def _possible(
     static = {name: frozenset({value}) for name, value in case.static_fields().items()}
     return {
         **static,
-        "device": frozenset(devices),
-        "kernel": frozenset(kernels if forced == "auto" else {forced}),
+        "device": devices,
+        "kernel": kernels if forced == "auto" else frozenset({forced}),
         "compiled": frozenset({compiled}),
     }
 
@@ -302,7 +303,14 @@ def _fitting(
     among: str = "",
 ) -> list[dict[str, frozenset[Value]]]:
     """Those cases whose field `name` can have a wanted value; an error if there is none."""
-    left = [fields for fields in cases if any(fits(wanted, value) for value in fields[name])]
+    found: dict[frozenset[Value], bool] = {}  # hundreds of cases have few different values
+    left = []
+    for fields in cases:
+        values = fields[name]
+        if values not in found:
+            found[values] = any(fits(wanted, value) for value in values)
+        if found[values]:
+            left.append(fields)
     if not left:
         there = {str(v) for fields in cases for v in fields[name] if v is not None}
         raise ThresholdsError(

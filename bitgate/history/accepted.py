@@ -10,19 +10,24 @@ from __future__ import annotations
 import getpass
 import json
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bitgate.history.items import write_rows
-from bitgate.history.saved import ENTRY, Items, RunError, SavedRun, names, read_run
+from bitgate.history.saved import ENTRY, NOTE, Items, RunError, SavedRun, names, read_run
 from bitgate.history.schema import Record
 from bitgate.history.store import differing
 
 FILE = "accepted.json"  #: beside thresholds.toml
-NOTE = "bitgate_accepted"  #: key of `extra_info` with who, when and why
+SCORED = (
+    "perplexity",
+    "accuracy",
+    "task",
+    "quantize",
+)  #: kinds of cases that are compared item by item
 
 
 @dataclass
@@ -45,19 +50,25 @@ class Baseline:
     def accept(
         self, run: SavedRun, cases: Collection[str], reason: str, *, even_failed: str | None
     ) -> None:
-        """Take these cases of a run, instead of what was accepted for the same execution."""
+        """Take these cases of a run, instead of what was accepted for the same execution.
+
+        Raises:
+            RunError: if one lacks the scores that later runs would be compared with; then none is
+                taken.
+        """
+        found = [entry for entry in _entries(run) if entry[1].case in cases]
+        _refuse_without_scores(run, found)
         content = json.loads(run.path.read_text("utf-8"))
         note = {
             "reason": reason,
             "by": user(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": run.path.name,
+            "measured": run.when,
             "commit": run.commit,
             **({"even_failed": even_failed} if even_failed else {}),
         }
-        for benchmark, record, items in _entries(run):
-            if record.case not in cases:
-                continue
+        for benchmark, record, items in found:
             self.entries = [e for e in self.entries if not _replaces(record, e[1])]
             self.entries.append((_noted(benchmark, record, note), record, items))
         self.entries.sort(key=lambda entry: (entry[1].case, entry[1].hardware or ""))
@@ -67,8 +78,8 @@ class Baseline:
             if key in content
         }
 
-    def write(self) -> None:
-        """The file and its scores, each whole or not at all."""
+    def write(self) -> list[Path]:
+        """The file and its scores, each whole or not at all; which of them there are."""
         benchmarks = [benchmark for benchmark, _, _ in self.entries]
         text = json.dumps(
             {**self.head, "datetime": datetime.now(UTC).isoformat(), "benchmarks": benchmarks},
@@ -81,13 +92,15 @@ class Baseline:
             seen[record.case] += 1
             if items:
                 rows.append(({"case": record.case, ENTRY: number}, items))
-        write_rows(self.path.with_suffix(".parquet"), rows)
+        scores = self.path.with_suffix(".parquet")
+        write_rows(scores, rows)
         partial = self.path.with_name(f"{self.path.name}.partial")
         try:
             partial.write_text(text + "\n", "utf-8")
             partial.replace(self.path)
         finally:
             partial.unlink(missing_ok=True)
+        return [self.path, *([scores] if rows else [])]
 
 
 def choose(
@@ -113,6 +126,21 @@ def choose(
             "-k, or give --even-failed REASON"
         )
     return cases
+
+
+def _refuse_without_scores(
+    run: SavedRun, entries: Sequence[tuple[dict[str, Any], Record, Items]]
+) -> None:
+    bare = [record.case for _, record, items in entries if record.kind in SCORED and not items]
+    if not bare:
+        return
+    scores = run.path.with_suffix(".parquet")
+    why = "has none of them" if scores.is_file() else "is missing"
+    raise RunError(
+        f"{run.label} has no per-item scores of {names(bare)}: {scores} {why}, and later runs "
+        "could not be compared with it; put that file back beside the run, accept other cases "
+        "with -k, or measure again with --benchmark-autosave"
+    )
 
 
 def _replaces(new: Record, old: Record) -> bool:

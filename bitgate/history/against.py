@@ -11,9 +11,9 @@ from bitgate.gates.tolerances import Tolerance
 from bitgate.gates.verdict import Verdict
 from bitgate.history.change import Change, judged
 from bitgate.history.compare import compare
-from bitgate.history.past import past
+from bitgate.history.past import pasts
 from bitgate.history.record import Result
-from bitgate.history.saved import RunError, Side
+from bitgate.history.saved import RunError, SavedRun, Side
 from bitgate.history.schema import Record
 from bitgate.history.store import ACCEPTED, Reference
 from bitgate.statistics import Outcome
@@ -107,7 +107,7 @@ def _beside(
         return [Change(case, verdict="not comparable", why=str(error))]
     if then is None:
         return [Change(case, verdict="no history yet", why=f"{reference.title} does not have it")]
-    earlier = past(reference.history, now.record)
+    earlier = pasts(reference.before(case), now.record)
     return compare(then, now, tolerances, earlier, predict=reference.asked != ACCEPTED)
 
 
@@ -119,8 +119,8 @@ def side_by_side(
 ) -> list[Change]:
     """Every case of either reference, as it was in `a` and is in `b`.
 
-    Speeds are compared with each other; `b`'s history, if there is enough, says how much they vary.
-    A case that `b` failed to measure, and `a` has, is a regression.
+    Speeds are compared with each other; the runs before both, if there are enough, say how much
+    they vary. A case that `b` failed to measure, and `a` has, is a regression.
     """
     cases = dict.fromkeys([*a.cases, *b.cases, *a.failed, *b.failed])
     found = [change for case in cases if wanted(case) for change in _both(case, a, b, tolerances)]
@@ -142,4 +142,18 @@ def _both(
         return [Change(case, verdict="regression" if then and failed else "missing", why=why)]
     if then is None:
         return [Change(case, verdict="missing", why=f"not in A ({a.failed.get(case, a.title)})")]
-    return compare(then, now, tolerances, past(b.history, now.record))
+    history = _before(case, a, then, b, now)
+    return compare(then, now, tolerances, pasts(history, now.record))
+
+
+def _before(case: str, a: Reference, then: Side, b: Reference, now: Side) -> list[SavedRun]:
+    """The history that was there before either side was measured: none is judged by a spread that
+    it is part of."""
+    measured = [
+        run
+        for reference, side in ((a, then), (b, now))
+        for run in reference.runs
+        if run.name == side.run and case in run.records
+    ]
+    start = min(run.when for run in measured)
+    return [run for run in b.before(case) if run.when < start]

@@ -27,8 +27,12 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 ALPHA = 0.02
 LEVEL = 1 - ALPHA
 
-#: metrics that vary between processes
-TIMED = ("speedup",)
+#: how much slower a speed must surely not be to count as unchanged, as a logarithm: half as much
+#: time more. Where history varies so that this would not be seen, nothing can be said
+BLIND = math.log(1.5)
+
+#: speeds, which vary between processes: by the wall clock, and by that of the CPU
+TIMED = ("speedup", "cpu_speedup")
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,10 @@ def _verdict(change: Change, p: float | None, alpha: float) -> Verdict:
         return "regression"
     if evidence.reversed().p_above(change.allowed) <= alpha / 2:
         return "better"
-    # a speed is unchanged if it is what history predicts; a score must surely be no worse
-    if change.timed or evidence.interval(1 - alpha)[1] <= change.allowed:
+    # a score must surely be no worse; a speed is unchanged if it is what history predicts, and that
+    # is something
+    limit = max(BLIND, change.allowed) if change.timed else change.allowed
+    if evidence.interval(1 - alpha)[1] <= limit:
         return "unchanged"
     return "inconclusive"
 

@@ -18,9 +18,18 @@ def hardware_of(device: str) -> str:
 
 
 def _processor(path: Path) -> str | None:
+    """By `model name`; on ARM, where there is none, by who designed the cores and their numbers."""
     try:
         lines = path.read_text("utf-8", "replace").splitlines()
     except OSError:
         return None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), None)
+    told: dict[str, list[str]] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        told.setdefault(key.strip(), []).append(value.strip())
+    if "model name" in told:
+        return told["model name"][0]
+    if "CPU part" not in told:
+        return None
+    makers, parts = (sorted(set(told.get(key, ()))) for key in ("CPU implementer", "CPU part"))
+    return f"ARM implementer {'/'.join(makers) or 'unknown'} part {'/'.join(parts)}"

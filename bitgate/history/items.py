@@ -58,6 +58,7 @@ def write_rows(
 
 def merge_items(path: Path, sources: Sequence[Path]) -> None:
     """The rows of all `sources`, one file after the other, in one file at `path`."""
+    import pyarrow as pa
     from pyarrow import parquet
 
     tables = []
@@ -66,7 +67,11 @@ def merge_items(path: Path, sources: Sequence[Path]) -> None:
             tables.append(parquet.read_table(source))
         except (OSError, ValueError) as error:  # pyarrow's own errors are such, too
             raise BrokenItemsError(f"{source}: {error}") from None
-    _write(path, tables)
+    try:
+        _write(path, tables)
+    except pa.ArrowException as error:  # a column that holds numbers here and words there
+        names = ", ".join(map(str, sources))
+        raise BrokenItemsError(f"{names} do not fit together: {error}") from None
 
 
 def _write(path: Path, tables: Sequence[Any]) -> None:

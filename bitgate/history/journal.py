@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
 from bitgate.catalog import Case
+from bitgate.gates.thresholds import Gate
+from bitgate.history.schema import what_is_wrong
 
-SCHEMA = 1
+SCHEMA = 2
 SHOWN = 3  #: names in a difference before it says how many more there are
+BACKUPS = 5  #: journals of runs that were not continued
 
 
 class JournalError(Exception):
@@ -40,6 +44,8 @@ class Header:
     cadence: str
     #: of every case that is due: its key, and a digest of its whole definition
     matrix: Mapping[str, str]
+    #: of every gate: its name, and a digest of it
+    gates: Mapping[str, str]
     #: the options that decide how cases are executed
     execution: Mapping[str, str | int]
     versions: Mapping[str, str]
@@ -65,11 +71,20 @@ class Contents:
 
 def fingerprints(cases: Iterable[Case]) -> dict[str, str]:
     """A digest of each case's full definition (model, recipe and workload), by key."""
-    return {case.key: _fingerprint(case) for case in cases}
+    return {case.key: _digest(case.cell.model, case.cell.recipe, case.workload) for case in cases}
 
 
-def _fingerprint(case: Case) -> str:
-    parts = (case.cell.model, case.cell.recipe, case.workload)
+def gate_fingerprints(gates: Iterable[Gate]) -> dict[str, str]:
+    """A digest of each gate, by name and in their order."""
+    return {gate.name: _digest(gate) for gate in gates}
+
+
+def digest(fingerprints: Mapping[str, str]) -> str:
+    """Of all of them, in their order: of a whole matrix, or of all gates."""
+    return hashlib.sha256(json.dumps(list(fingerprints.items())).encode()).hexdigest()[:16]
+
+
+def _digest(*parts: BaseModel) -> str:
     text = json.dumps([part.model_dump(mode="json") for part in parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -95,9 +110,11 @@ class Journal:
         self._file: io.FileIO | None = None
 
     def begin(self, header: Header) -> None:
-        """Start anew; what was here stays as one backup."""
+        """Start anew; what was here becomes the newest backup."""
         if self.path.exists():
             self.path.replace(backup_of(self.path))
+            for old in backups(self.path)[:-BACKUPS]:
+                old.unlink(missing_ok=True)
         self._file = self.path.open("xb", buffering=0)
         self._write(asdict(header))
         _sync_folder(self.path.parent)  # or the file's name would be lost with the power
@@ -117,7 +134,7 @@ class Journal:
     def append(self, parcel: Mapping[str, Any]) -> None:
         """A finished case; it is on disk when this returns.
 
-        When it cannot be written (a full disk), the journal stays as it was before.
+        When it cannot be written (a full disk, an interrupt), the journal stays as it was before.
         """
         self._write(parcel)
 
@@ -129,7 +146,7 @@ class Journal:
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-        except OSError:
+        except BaseException:  # also an interrupt, after which the case may be written once more
             with suppress(OSError):
                 self._file.truncate(self._file.seek(before))
             raise
@@ -147,9 +164,28 @@ class Journal:
         self.close()
 
 
+def is_in_use(path: Path) -> bool:
+    """Whether a run is writing it now; if not, who wrote it was killed."""
+    try:
+        with FileLock(f"{path}.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def backups(path: Path) -> list[Path]:
+    """Journals that runs did not continue, the oldest first: `unfinished.jsonl.1`, `.2`, ..."""
+    found = [old for old in path.parent.glob(f"{path.name}.*") if old.suffix[1:].isdecimal()]
+    return sorted(found, key=_number)
+
+
 def backup_of(path: Path) -> Path:
     """Where the journal goes that a new run does not continue."""
-    return path.with_name(f"{path.name}.old")
+    return path.with_name(f"{path.name}.{max(map(_number, backups(path)), default=0) + 1}")
+
+
+def _number(backup: Path) -> int:
+    return int(backup.suffix[1:])
 
 
 def _sync_folder(folder: Path) -> None:
@@ -181,6 +217,8 @@ def read(path: Path) -> Contents:
             if number == 1:
                 header = _header(path, entry)
             else:
+                if not isinstance(entry["nodeid"], str):
+                    raise TypeError("nodeid is no text")
                 parcels[entry["nodeid"]], numbers[entry["nodeid"]] = entry, number
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and not line.endswith(b"\n"):
@@ -209,9 +247,12 @@ def _header(path: Path, entry: dict[str, Any]) -> Header:
 def damaged(path: Path, number: int, error: Exception) -> JournalError:
     """The error about a line that cannot be read."""
     remedy = "that line; its case" if number > 1 else "the file; everything"
+    if isinstance(error, ValidationError):
+        why = what_is_wrong(error)
+    else:
+        why = f"{type(error).__name__}: {error}"
     return JournalError(
-        f"{path}: line {number} is damaged ({type(error).__name__}: {error}): delete {remedy} is "
-        "then measured again"
+        f"{path}: line {number} is damaged ({why}): delete {remedy} is then measured again"
     )
 
 
@@ -225,8 +266,11 @@ def difference(left: Header, now: Header) -> list[str]:
         *_changed("uncommitted changes", left.changes, now.changes),
         *_changed("cadence", left.cadence, now.cadence),
         *_changed("selection", left.selection or "everything", now.selection or "everything"),
-        *_matrix(left.matrix, now.matrix),
+        *_entries("matrix differs", left.matrix, now.matrix),
+        *_entries("gates differ", left.gates, now.gates),
     ]
+    if left.gates == now.gates and list(left.gates) != list(now.gates):
+        found.append("gates differ: their order, of which the last one that fits a case counts")
     for one, other in ((left.execution, now.execution), (left.versions, now.versions)):
         for name in dict.fromkeys([*one, *other]):
             found += _changed(name, one.get(name), other.get(name))
@@ -241,14 +285,21 @@ def _text(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _matrix(left: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def _entries(title: str, left: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     parts = {
         "new": [key for key in now if key not in left],
         "gone": [key for key in left if key not in now],
         "defined otherwise": [key for key in left if key in now and left[key] != now[key]],
     }
     texts = [f"{_names(keys)} {what}" for what, keys in parts.items() if keys]
-    return [f"matrix differs: {', '.join(texts)}"] if texts else []
+    return [f"{title}: {', '.join(texts)}"] if texts else []
+
+
+def not_planned_any_more(planned: Iterable[str], collected: Iterable[str]) -> str | None:
+    """What tests a run lacks that another had planned, in words; None if it has them all."""
+    found = set(collected)
+    gone = [nodeid for nodeid in planned if nodeid not in found]
+    return f"selection without {_names(gone)}" if gone else None
 
 
 def _names(keys: Sequence[str]) -> str:

@@ -10,14 +10,21 @@ import hashlib
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("bitgate", "torch", "transformers", "hqq", "numpy", "gemlite")
+PACKAGES = (
+    *("bitgate", "torch", "transformers", "hqq", "numpy", "gemlite"),
+    *("bitsandbytes", "compressed-tensors", "torchao"),
+)
 #: what passes records on; recorded nowhere, but no two hosts of a run may differ in it
 HARNESS = ("pytest", "pytest-benchmark", "pytest-xdist", "execnet")
+
+#: what files that git does not know must be, to change a figure; others are what runs leave
+NEW = (".py", ".toml")
 
 #: where the checkout that measures is; None: where the process was started
 checkout: Path | None = None
@@ -54,11 +61,25 @@ def _described(_: Path | None) -> str | None:
 
 
 def changes(but: str | None = None) -> str | None:
-    """A digest of what the checkout changes since its commit in files that git knows; None for no
-    changes, or no git. Files called `but` do not count."""
-    paths = [":(top)"] if but is None else [":(top)", f":(top,exclude,glob)**/{but}"]
-    changed = _git("diff", "HEAD", "--no-ext-diff", "--binary", "--", *paths)
-    return hashlib.sha256(changed).hexdigest()[:16] if changed else None
+    """A digest of what the checkout changes since its commit: in files that git knows, and by
+    Python and TOML files that it neither knows nor ignores. None for no changes, or no git. Files
+    called `but` do not count."""
+    left_out = [] if but is None else [f":(top,exclude,glob)**/{but}"]
+    changed = _git("diff", "HEAD", "--no-ext-diff", "--binary", "--", ":(top)", *left_out)
+    if changed is None:
+        return None
+    digest = hashlib.sha256(changed)
+    new = [f":(top,glob)**/*{suffix}" for suffix in NEW]
+    names = _git(
+        *("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--"), *new, *left_out
+    )
+    top = Path(os.fsdecode((_git("rev-parse", "--show-toplevel") or b"").rstrip(b"\n")))
+    found = sorted(name for name in (names or b"").split(b"\0") if name)
+    for name in found:
+        digest.update(b"\0" + name + b"\0")
+        with suppress(OSError):  # it has gone since
+            digest.update((top / os.fsdecode(name)).read_bytes())
+    return digest.hexdigest()[:16] if changed or found else None
 
 
 def _git(*arguments: str) -> bytes | None:

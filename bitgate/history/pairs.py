@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitgate.history.evidence import Evidence, paired
+from bitgate.history.item_pairs import KEYS, ItemPairs
 from bitgate.history.saved import Items, Side
+from bitgate.history.shared import Shared, taken
 from bitgate.metric import number
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ LEAST_WINDOWS = 16
 #: how far the base's own scores of a window may differ before it is another text or another base;
 #: bfloat16 instead of float32 changes a perplexity by 0.1 %
 SAME_BASE = 0.02
+#: of its score, or of so many nats a token: a few tokens that are nearly certain have next to none
+LEAST_SCORE = 0.1
+
+#: and how far, surely, its mean over all windows, in nats: 0.1 % of its perplexity
+SAME_BASE_MEAN = 0.001
+SURE = 0.98
 
 #: metrics that are sums over windows: the columns that make them up, and the sign of each
 PAIRED: dict[str, dict[str, int]] = {
@@ -28,68 +36,56 @@ PAIRED: dict[str, dict[str, int]] = {
 }
 
 
-class Pairs:
+class Pairs(Shared):
     """The windows that both sides have scored."""
 
-    def __init__(self, then: Side, now: Side) -> None:
-        self.then = then
-        self.now = now
-        self._shared: tuple[Items, Items] | str | None = None
+    paired = PAIRED
+    observed = "a window"
 
-    def evidence(self, metric: str) -> Evidence | str:
-        """The mean change per token, or why there is none."""
-        import numpy as np
-
-        if self._shared is None:
-            self._shared = self._pair()
-        if isinstance(self._shared, str):
-            return self._shared
-        then, now = self._shared
-        total = np.zeros(len(now["tokens"]))
-        for column, sign in PAIRED[metric].items():
-            if column not in then or column not in now:
-                return f"the scores have no column {column}"
-            total += sign * (now[column] - then[column])
-        if not np.isfinite(total).all():
-            return "a window's score is not a finite number"
+    def _evidence(self, changes: NDArray[np.float64], now: Items) -> Evidence:
         # dividing by the mean makes the plain mean over windows the mean over tokens
-        count = len(total)
-        return paired(total / now["tokens"].mean(), f"Student t over {count} paired windows")
+        how = f"Student t over {len(changes)} paired windows"
+        return paired(changes / now["tokens"].mean(), how)
 
     def _pair(self) -> tuple[Items, Items] | str:
         import numpy as np
 
-        needed = ("window", "document", "tokens", "base_nll")
-        for side in (self.then, self.now):
-            lacking = [name for name in needed if name not in side.items]
-            if lacking:
-                which = side.run or "this run"
-                return f"the per-item scores of {which} are missing (its .parquet file)"
+        if lacking := self._lacking("window", "document", "tokens", "base_nll"):
+            return lacking
         then, now = self.then.items, self.now.items
         _, at_then, at_now = np.intersect1d(then["window"], now["window"], return_indices=True)
-        shared = _taken(then, at_then), _taken(now, at_now)
+        shared = taken(then, at_then), taken(now, at_now)
         if len(at_now) < LEAST_WINDOWS:
             return f"{len(at_now)} windows were scored in both, {LEAST_WINDOWS} are needed"
         for name in ("document", "tokens"):
             if not np.array_equal(shared[0][name], shared[1][name]):
-                return f"another text: windows of one number differ in {name}"
+                self._another = f"another text: windows of one number differ in {name}"
+                return self._another
         bases = shared[0]["base_nll"], shared[1]["base_nll"]
         if not all(np.isfinite(base).all() for base in bases):
             return "the base's own scores are not finite"
-        apart = float((np.abs(bases[1] - bases[0]) / np.maximum(np.abs(bases[0]), 1e-9)).max())
-        if apart > SAME_BASE:
+        sizes = np.maximum(np.abs(bases[0]), LEAST_SCORE * shared[0]["tokens"])
+        apart = float((np.abs(bases[1] - bases[0]) / sizes).max())
+        if apart > SAME_BASE or self._has_moved(*bases, shared[1]["tokens"]):
             was, is_ = (_perplexity(side) for side in shared)
-            return (
-                f"another text or base: the base's own scores differ by up to {100 * apart:.0f} % "
+            self._another = (
+                f"another text or base: the base's own scores differ by up to {100 * apart:.2g} % "
                 f"a window (its perplexity was {number(was)}, now {number(is_)})"
             )
+            return self._another
         return shared
 
+    @staticmethod
+    def _has_moved(then: NDArray[Any], now: NDArray[Any], tokens: NDArray[Any]) -> bool:
+        low, high = paired((now - then) / tokens.mean(), "").interval(SURE)
+        return low > SAME_BASE_MEAN or high < -SAME_BASE_MEAN
 
-def _taken(items: Items, at: NDArray[np.intp]) -> Items:
-    import numpy as np
 
-    return {name: np.asarray(values)[at] for name, values in items.items()}
+def pairs_of(then: Side, now: Side) -> Pairs | ItemPairs:
+    """By what the observations of such cases are paired: windows, or items."""
+    if now.record.kind in KEYS:
+        return ItemPairs(then, now)
+    return Pairs(then, now)
 
 
 def _perplexity(items: Items) -> float:

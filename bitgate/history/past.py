@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bitgate.history.change import TIMED
 from bitgate.history.saved import SavedRun
 from bitgate.history.schema import Record
 from bitgate.history.store import differing
@@ -13,6 +14,8 @@ from bitgate.metric import plural
 
 #: runs that a speed is predicted from, and how few will do
 HISTORY, LEAST_HISTORY = 8, 5
+#: runs since the level changed, which will do where it surely did, and how sure that is
+LEAST_LEVEL, CHANGED = 3, 0.001
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,16 @@ class Past:
 
     logs: Sequence[float] = ()
     processes: Sequence[int] = ()
+    #: of those with several processes: the standard deviation over them
+    deviations: Sequence[float | None] = ()
     #: why others do not count, and how many
     left_out: Mapping[str, int] | None = None
+    #: whether these are only the runs since the speed changed its level
+    since_change: bool = False
 
     @property
     def enough(self) -> bool:
-        return len(self.logs) >= LEAST_HISTORY
+        return len(self.logs) >= (LEAST_LEVEL if self.since_change else LEAST_HISTORY)
 
     @property
     def lack(self) -> str:
@@ -41,10 +48,17 @@ class Past:
         return f"{found} ({'; '.join(others)})" if others else found
 
 
+def pasts(history: Sequence[SavedRun], now: Record) -> dict[str, Past]:
+    """By metric, for each speed that `now` has."""
+    return {name: past(history, now, name) for name in TIMED if name in now.metrics}
+
+
 def past(history: Sequence[SavedRun], now: Record, metric: str = "speedup") -> Past:
-    """The last `HISTORY` of the runs, newest first, that say something of `now`."""
+    """The last `HISTORY` of the runs, newest first, that say something of `now`; where the speed
+    changed its level among them, those since, as older ones would pass for noise."""
     logs: list[float] = []
     processes: list[int] = []
+    deviations: list[float | None] = []
     left_out: dict[str, int] = {}
     for run in history:
         if len(logs) == HISTORY:
@@ -56,11 +70,24 @@ def past(history: Sequence[SavedRun], now: Record, metric: str = "speedup") -> P
                 value = record.metrics[metric]
                 logs.append(math.log(value.value))
                 processes.append(max(1, value.processes))
+                deviations.append(value.deviation)
                 break
         else:
             for why in whys[:1]:
                 left_out[why] = left_out.get(why, 0) + 1
-    return Past(logs, processes, left_out)
+    level = _since_the_last_change(logs)
+    if level < len(logs):
+        left_out["before the speed changed"] = len(logs) - level
+    some = slice(level)
+    return Past(logs[some], processes[some], deviations[some], left_out, level < len(logs))
+
+
+def _since_the_last_change(logs: Sequence[float]) -> int:
+    """How many of the values, the newest first, are of the newest level."""
+    from bitgate.history.changepoint import change_points
+
+    changes = change_points(logs[::-1], CHANGED)
+    return len(logs) - changes[-1].at if changes else len(logs)
 
 
 def _unusable(then: Record, now: Record, metric: str) -> str:

@@ -1,20 +1,20 @@
-"""Reading saved runs. A file that cannot be read is left out and named with the reason; it never
-ends the reading."""
+"""Reading many saved runs, each by the rules of `saved`. A file that is not sound is left out and
+named with the reason; it never ends the reading."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bitgate.catalog import Execution
 from bitgate.history.points import History, Measured, Point, Run, Skipped
-from bitgate.history.record import SCHEMA
-from bitgate.metric import Metric
+from bitgate.history.saved import RunError, read_content
+from bitgate.history.schema import Record, Value
+from bitgate.metric import Interval, Metric
 
 
 class HistoryError(Exception):
@@ -31,13 +31,13 @@ def read(sources: Iterable[Path]) -> History:
     measured: list[tuple[Run, list[Point]]] = []
     for path in _files(sources, history.skipped):
         try:
-            run, points, left_out = _read(path)
-        except _RefusedError as error:
-            left_out = [str(error)]
+            run, points = _read(path)
+        except RunError as error:
+            why = str(error).removeprefix(str(path)).removeprefix(":").strip()
+            history.skipped.append(Skipped(path, why))
         else:
             if points:
                 measured.append((run, points))
-        history.skipped.extend(Skipped(path, reason) for reason in left_out)
     measured.sort(key=lambda one: (one[0].time, one[0].number or 0, one[0].name))
     seen: set[tuple[object, ...]] = set()
     for run, points in measured:
@@ -77,87 +77,46 @@ def _files(sources: Iterable[Path], skipped: list[Skipped]) -> Iterator[Path]:
             skipped.append(Skipped(source, "there is no such file or folder"))
 
 
-def _read(path: Path) -> tuple[Run, list[Point], list[str]]:
-    """A run, its points, and why others of its records are left out."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise _RefusedError(f"cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise _RefusedError(f"no whole JSON file: {error}") from None
-    try:
-        records = [
-            benchmark["extra_info"]["bitgate"]
-            for benchmark in content["benchmarks"]
-            if "bitgate" in benchmark["extra_info"]
-        ]
-        time = datetime.fromisoformat(content["datetime"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise _RefusedError("no run that pytest-benchmark has saved") from None
-    if not records:
-        raise _RefusedError("holds no records of Bitgate: was it made by its benchmarks?")
-    time = time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
+def _read(path: Path) -> tuple[Run, list[Point]]:
+    """A run, and its points. RunError if it, or any record in it, is not sound."""
+    saved, content = read_content(path)
     found = re.match(r"(\d+)_", path.name)
-    run = Run(path, int(found[1]) if found else None, time)
+    run = Run(path, int(found[1]) if found else None, datetime.fromisoformat(saved.when))
     machines = _Machines(content)
-    points: list[Point] = []
-    refused: dict[str, int] = {}
-    for record in records:
-        try:
-            points += _points(run, record, machines)
-        except _RefusedError as error:
-            refused[str(error)] = refused.get(str(error), 0) + 1
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            why = f"lacks {error}" if isinstance(error, KeyError) else f"damaged: {error}"
-            refused[why] = refused.get(why, 0) + 1
-    left_out = [
-        f"{_share(count, len(records))} records left out: {why}" for why, count in refused.items()
-    ]
-    return run, points, left_out
+    records = [record for same in saved.records.values() for record in same]
+    return run, [point for record in records for point in _points(run, record, machines)]
 
 
-def _share(count: int, total: int) -> str:
-    return f"all {total}" if count == total else f"{count} of {total}"
-
-
-class _RefusedError(Exception):
-    """Why a file, or a record in it, is left out."""
-
-
-_EXECUTION = tuple(f.name for f in fields(Execution))
-
-
-def _points(run: Run, record: dict[str, Any], machines: _Machines) -> list[Point]:
-    if record["schema"] != SCHEMA:
-        raise _RefusedError(f"schema {record['schema']}, this version reads {SCHEMA}")
-    recipe, workload, execution = record["recipe"], record["workload"], record["execution"]
-    host = str(record.get("host") or machines.first)  # the first runs did not record it
+def _points(run: Run, record: Record, machines: _Machines) -> list[Point]:
+    recipe, workload, ran = record.recipe, record.workload, record.execution
+    host = record.host or machines.first  # the first runs did not record it
     measured = Measured(
         run=run,
-        case=str(record["case"]),
-        commit=record.get("commit") or machines.commit,
-        model=str(record["model"]),
-        recipe=str(recipe["name"]),
+        case=record.case,
+        commit=record.commit or machines.commit,
+        model=record.model,
+        recipe=str(recipe.get("name", "")),
         method=str(recipe.get("method", "")),
         bits=recipe.get("bits"),
         group_size=recipe.get("group_size"),
-        workload=f"{workload['kind']} {workload['name']}".strip(),
+        workload=f"{workload.get('kind', record.kind)} {workload.get('name', '')}".strip(),
         protocol=json.dumps(workload, sort_keys=True),
-        execution=Execution(**{key: execution[key] for key in _EXECUTION if key in execution}),
+        execution=Execution(ran.device, ran.dtype, ran.threads, ran.kernel, ran.compiled),
         host=host,
         hardware=machines.hardware(host),
-        versions=dict(record.get("versions") or {}),
+        versions=record.versions,
     )
-    outcomes = {v["metric"]: str(v["outcome"]) for v in record["verdicts"]}
-    points = []
-    for name, recorded in record["metrics"].items():
-        metric = Metric.of_record(name, recorded)
-        for number in (metric.value, metric.low, metric.high):
-            if not isinstance(number, int | float):
-                raise TypeError(f"{name} is {number!r}, no number")
-        outcome = outcomes.get(name, "recorded")
-        points.append(Point(measured, metric, recorded["unit"], recorded["better"], outcome))
-    return points
+    outcomes = {verdict.get("metric"): str(verdict.get("outcome")) for verdict in record.verdicts}
+    return [
+        Point(measured, _metric(name, value), value.unit, value.better, outcome)
+        for name, value in record.metrics.items()
+        for outcome in [outcomes.get(name, "recorded")]
+    ]
+
+
+def _metric(name: str, value: Value) -> Metric:
+    interval = None if value.bounds is None else Interval(**value.bounds.model_dump())
+    return Metric(name, value.value, interval, value.expected)
 
 
 class _Machines:

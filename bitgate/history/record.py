@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bitgate.catalog import Case, Execution, TextWorkload
+from bitgate.catalog import Case, Execution
 from bitgate.gates.verdict import Verdict
 from bitgate.history import origin
 from bitgate.history.hardware import hardware_of
+from bitgate.measure.calibration import cores
 from bitgate.metric import Metric
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Result:
     #: what measured it, where that was another process
     host: str = ""
     hardware: str = ""
+    cores: int = 0
 
     @property
     def outcome(self) -> str:
@@ -57,21 +59,17 @@ class Result:
     def record(self) -> dict[str, Any]:
         """JSON, at most a few KB."""
         assert self.execution is not None
-        recipe = self.case.cell.recipe
         return {
             "schema": SCHEMA,
             "case": self.case.key,
             "cadence": self.case.cadence,
             "model": self.case.cell.model.name,
-            "recipe": {
-                "method": recipe.method,
-                **recipe.model_dump(mode="json", exclude_defaults=True),
-                "name": recipe.name,
-            },
-            "workload": _workload(self.case),
+            "recipe": _recipe(self.case),
+            "workload": self.case.workload.protocol(),
             "execution": asdict(self.execution),
             "host": self.host or origin.host(),
             "hardware": self.hardware or hardware_of(self.execution.device),
+            "cores": self.cores or cores(),
             "metrics": {metric.name: metric.record() for metric in self.metrics},
             "verdicts": [
                 {"metric": v.metric, "outcome": v.outcome, "gate": v.gate, "text": v.text}
@@ -84,6 +82,16 @@ class Result:
             "waited": self.waited,
             "versions": origin.versions(),
             "commit": origin.commit(),
+        }
+
+    def absence(self) -> dict[str, Any]:
+        """JSON of a case that has no record."""
+        return {
+            "case": self.case.key,
+            "model": self.case.cell.model.name,
+            "recipe": _recipe(self.case),
+            "why": self.note,
+            "failed": self.broken,
         }
 
     def parcel(self) -> dict[str, Any]:
@@ -118,6 +126,7 @@ class Result:
             prepared=record["prepared"],
             host=record["host"],
             hardware=record.get("hardware", ""),
+            cores=record.get("cores", 0),
         )
 
 
@@ -131,11 +140,7 @@ def broken(case: Case, why: str) -> Result:
     return Result(case, None, [], [], note=why, broken=True)
 
 
-def _workload(case: Case) -> dict[str, Any]:
-    workload = case.workload
-    if isinstance(workload, TextWorkload):
-        protocol = workload.dataset.model_dump(
-            mode="json", include={"tokens", "tokens_limit", "window", "stride", "bos", "seed"}
-        )
-        return {"kind": workload.kind, "name": workload.name, **protocol}
-    return workload.model_dump(mode="json")
+def _recipe(case: Case) -> dict[str, Any]:
+    recipe = case.cell.recipe
+    keys = recipe.model_dump(mode="json", exclude_defaults=True)
+    return {"method": recipe.method, **keys, "name": recipe.name}

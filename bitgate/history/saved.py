@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bitgate.history.record import SCHEMA
-from bitgate.history.schema import Record
+from bitgate.history.schema import Absent, Record, what_is_wrong
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Items = Mapping[str, "np.ndarray"]
 
 SHOWN = 3  #: names in a message before it says how many more there are
+NOTE = "bitgate_accepted"  #: key of `extra_info` with who accepted a record, when and why
 ENTRY = "entry"  #: column and key that tell records of one case apart in a file of many runs'
 
 
@@ -47,7 +49,7 @@ class SavedRun:
     name: str
     #: revision that was measured, with `+` if it had changes; None without git
     commit: str | None
-    #: ISO 8601
+    #: ISO 8601 in UTC, always as long, so that the order of texts is that of time
     when: str
     #: several of one case only in a file of accepted records
     records: Mapping[str, tuple[Record, ...]]
@@ -55,6 +57,8 @@ class SavedRun:
     failed: Mapping[str, str]
     #: tests that the run did not come to
     unfinished: int
+    #: cases without a record, and why; runs before this was saved name only those that failed
+    absent: Sequence[Absent] = ()
 
     @property
     def passed(self) -> bool:
@@ -86,6 +90,18 @@ class SavedRun:
         return read_items(self.path.with_suffix(".parquet"))
 
 
+def meant(path: Path) -> dict[str, Mapping[str, Any]]:
+    """The cases of a file of accepted records that had failed a gate, and were accepted even so;
+    with the note of who did, when and why."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for benchmark in _content(path)["benchmarks"]:
+        info = benchmark.get("extra_info", {})
+        note, record = info.get(NOTE, {}), info.get("bitgate", {})
+        if note.get("even_failed") and record.get("outcome") == "fail":
+            found[record["case"]] = note
+    return found
+
+
 def short(commit: str | None) -> str:
     """`5d41402+` of a whole revision with changes."""
     if commit is None:
@@ -107,12 +123,18 @@ def read_run(path: Path) -> SavedRun:
     """A run of Bitgate as pytest-benchmark has saved it.
 
     Raises:
-        RunError: if it cannot be read, is broken or empty, or of another schema.
+        RunError: if it cannot be read, is broken or empty, or of another schema; a part of a run,
+            without a record that is broken, would pass for the whole.
     """
+    return read_content(path)[0]
+
+
+def read_content(path: Path) -> tuple[SavedRun, dict[str, Any]]:
+    """The same, with all else that the file holds; what Bitgate knows of it is sound."""
     content = _content(path)
     records: dict[str, list[Record]] = {}
     try:
-        for data in _bitgate(content):
+        for data in records_in(content):
             record = _record(path, data)
             hardware = record.hardware or _hardware(content, record)
             known = record.model_copy(update={"hardware": hardware})
@@ -120,23 +142,48 @@ def read_run(path: Path) -> SavedRun:
         info = content.get("bitgate", {})
         failed = {str(name): str(why) for name, why in info.get("failed", {}).items()}
         unfinished = int(info.get("unfinished", 0))
+        absent = [Absent.model_validate(one) for one in info.get("absent", [])]
         commit = _commit(content, records)
-        when = str(content.get("datetime", ""))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, RunError):
             raise
-        raise RunError(f"{path} is no run that pytest-benchmark has saved") from None
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        why = what_is_wrong(error) if isinstance(error, ValidationError) else why
+        raise RunError(f"{path} is no run that pytest-benchmark has saved: {why}") from None
     if not records:
         raise RunError(
             f"{path} holds no records of Bitgate: it was made by other benchmarks, or nothing was "
             "measured"
         )
+    try:
+        when = utc(content.get("datetime")).isoformat(timespec="microseconds")
+    except ValueError as error:
+        raise RunError(
+            f"{path}: datetime: {error}: nobody knows whether it is newer than others; write down "
+            "when it was measured, or remove it"
+        ) from None
     for case, found in records.items():
         for record in found:
             if record.outcome == "fail":
                 failed.setdefault(case, _why(record))
     named = {case: tuple(found) for case, found in records.items()}
-    return SavedRun(path, name_of(path), commit, when, named, failed, unfinished)
+    run = SavedRun(path, name_of(path), commit, when, named, failed, unfinished, absent)
+    return run, content
+
+
+def utc(text: object) -> datetime:
+    """The time that a run says it was measured at; one without an offset is taken to be in UTC.
+
+    Raises:
+        ValueError: if it is none, as ISO 8601 writes it.
+    """
+    try:
+        time = datetime.fromisoformat(text) if isinstance(text, str) else None
+        if time is not None:
+            return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"expected a time such as 2026-01-31T12:00:00+00:00, got {text!r}")
 
 
 def name_of(path: Path) -> str:
@@ -163,7 +210,8 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _bitgate(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def records_in(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What Bitgate has recorded, as it is written."""
     for benchmark in content["benchmarks"]:
         if "bitgate" in benchmark.get("extra_info", {}):
             yield benchmark["extra_info"]["bitgate"]
@@ -179,10 +227,8 @@ def _record(path: Path, data: Mapping[str, Any]) -> Record:
     try:
         return Record.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
         raise RunError(
-            f"{path}: {data.get('case', 'a case')}: {key}: {first['msg']} (docs/schema.md)"
+            f"{path}: {data.get('case', 'a case')}: {what_is_wrong(error)} (docs/schema.md)"
         ) from None
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Number = Annotated[float, Field(strict=True)]
+Count = Annotated[int, Field(strict=True)]
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The key, and what it should be: the deepest says the most, as of an interval that is no
+    "exact" either, what is wrong in it."""
+    worst = max(error.errors(), key=lambda one: len(one["loc"]))
+    return f"{'.'.join(map(str, worst['loc']))}: {worst['msg']}"
 
 
 class _Read(BaseModel):
@@ -24,7 +32,9 @@ class Bounds(_Read):
     level: Number
     method: str
     unit: str
-    n: int
+    n: Count
+    #: of the logarithms of several processes; runs before this was recorded lack it
+    deviation: Number | None = None
 
 
 class Value(_Read):
@@ -34,6 +44,13 @@ class Value(_Read):
     unit: str
     better: Literal["lower", "higher", "neither"]
     interval: Literal["exact"] | Bounds
+    #: of `packed_layers` the classes that serve them, where the kernel's name does not say; of
+    #: peaks of memory and of energy how they are known
+    by: str = ""
+    #: whether it follows from constants, and no instrument was read
+    modelled: bool = False
+    #: what theory predicts, where it does
+    expected: Number | None = None
 
     @property
     def bounds(self) -> Bounds | None:
@@ -47,7 +64,14 @@ class Value(_Read):
     def processes(self) -> int:
         """How many processes a speed is of."""
         bounds = self.bounds
-        return bounds.n if bounds is not None and bounds.unit == "process" else 1
+        return max(1, bounds.n) if bounds is not None and bounds.unit == "process" else 1
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over its processes, of logarithms, where that was recorded."""
+        bounds = self.bounds
+        known = None if bounds is None or self.processes < 2 else bounds.deviation
+        return known if known is not None and math.isfinite(known) and known >= 0 else None
 
 
 class Ran(_Read):
@@ -60,10 +84,24 @@ class Ran(_Read):
     compiled: bool = False
 
 
+class Absent(_Read):
+    """A case that a run was to measure and has no record of."""
+
+    case: str
+    model: str
+    recipe: dict[str, Any]
+    why: str
+    #: whether it failed, and was not merely left out
+    failed: bool
+
+
 class Record(_Read):
     """What a run says of a case."""
 
     case: str
+    model: str = ""
+    #: `name`, `method` and what differs from the method's defaults
+    recipe: dict[str, Any] = {}
     workload: dict[str, Any]
     execution: Ran
     metrics: dict[str, Value]
@@ -72,7 +110,12 @@ class Record(_Read):
     host: str = ""
     #: runs before this was recorded say what their machine was
     hardware: str | None = None
+    #: of the machine; runs before this was recorded do not say
+    cores: Count | None = None
     commit: str | None = None
+    versions: dict[str, str] = {}
+    #: that the case took, preparations included
+    seconds: Number | None = None
 
     @property
     def kind(self) -> str:

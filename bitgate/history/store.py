@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from bitgate.history.saved import RunError, SavedRun, Side, names, read_run, short
+from bitgate.history.saved import RunError, SavedRun, Side, meant, name_of, names, read_run, short
 from bitgate.history.schema import Record
 
 LATEST = "latest"
@@ -31,6 +31,9 @@ class Reference:
     asked: str
     runs: Sequence[SavedRun]
     history: Sequence[SavedRun] = ()
+    #: cases of which nothing before that time counts: what was measured then had failed a gate, and
+    #: was accepted
+    begins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -52,13 +55,20 @@ class Reference:
         most `like` a record, else by the newest. RunError if its scores cannot be read."""
         found = [
             (_likeness(record, like), -at, number, run, record)
-            for at, run in enumerate(self.runs)
+            for at, run in enumerate(self._since(case, self.runs))
             for number, record in enumerate(run.records.get(case, ()))
         ]
         if not found:
             return None
         _, _, number, run, record = max(found, key=lambda one: one[:2])
         return run.side(record, number)
+
+    def before(self, case: str) -> list[SavedRun]:
+        """The history of a case."""
+        return self._since(case, self.history)
+
+    def _since(self, case: str, runs: Sequence[SavedRun]) -> list[SavedRun]:
+        return [run for run in runs if run.when >= self.begins.get(case, "")]
 
     @property
     def failed(self) -> dict[str, str]:
@@ -94,6 +104,8 @@ def differing(then: Record, now: Record, *, timed: bool) -> list[str]:
     if timed:
         pairs["threads"] = str(ran.threads), str(runs.threads)
         pairs["hardware"] = then.hardware or "unknown", now.hardware or "unknown"
+        if then.cores and now.cores:  # earlier runs did not record them
+            pairs["cores"] = str(then.cores), str(now.cores)
     for key in sorted({*then.workload, *now.workload} - HOW_MUCH):
         pairs[f"workload's {key}"] = str(then.workload.get(key)), str(now.workload.get(key))
     return [f"{key} {old} then, {new} now" for key, (old, new) in pairs.items() if old != new]
@@ -141,7 +153,8 @@ class Store:
         """
         found = self.find(asked)
         if asked in (LATEST, ACCEPTED):
-            return Reference(asked, found, self.passed)
+            begins = {case: run.when for run in self._meant for case in run.records}
+            return Reference(asked, found, self._references, begins)
         good = [run for run in found if run.passed]
         if not good:
             raise RunError(
@@ -186,9 +199,37 @@ class Store:
         return read_run(self.accepted)
 
     def _latest(self) -> list[SavedRun]:
-        if not self.passed:
+        if not self._references:
             raise RunError(f"latest: no saved run has passed; {self.overview()}")
-        return self.passed
+        return self._references
+
+    @property
+    def _references(self) -> list[SavedRun]:
+        """What passed, and what was accepted even so; newest first."""
+        return sorted([*self._meant, *self.passed], key=lambda run: run.when, reverse=True)
+
+    @cached_property
+    def _meant(self) -> list[SavedRun]:
+        """What was accepted although it had failed, as runs of the time when it was measured."""
+        if not self.accepted.is_file():
+            return []
+        whole, cases = self._accepted(), meant(self.accepted)
+        found = []
+        for name in dict.fromkeys(note["run"] for note in cases.values()):
+            notes = {case: note for case, note in cases.items() if note["run"] == name}
+            first = next(iter(notes.values()))
+            found.append(
+                replace(
+                    whole,
+                    name=name_of(Path(name)),
+                    commit=first["commit"],
+                    when=first.get("measured", first["date"]),
+                    records={case: whole.records[case] for case in notes},
+                    failed={},
+                    unfinished=0,
+                )
+            )
+        return found
 
     def _numbered(self, asked: str) -> SavedRun | None:
         name = f"{int(asked):04}"

@@ -14,7 +14,8 @@ class Grouping:
     """How a linear layer's weight [out_features, in_features] is cut into groups.
 
     `axis` 1 groups along the inputs (each row holds whole groups only if `group_size` divides
-    `in_features`), 0 along the outputs.
+    `in_features`), 0 along the outputs. `symmetric` says that every zero is 2^(bits - 1), the
+    middle of the codes.
     """
 
     out_features: int
@@ -22,11 +23,13 @@ class Grouping:
     bits: int
     group_size: int
     axis: int
+    symmetric: bool = False
 
     def __str__(self) -> str:
+        symmetric = ", symmetric" if self.symmetric else ""
         return (
             f"[{self.out_features}, {self.in_features}] at {self.bits} bits, "
-            f"groups of {self.group_size} on axis {self.axis}"
+            f"groups of {self.group_size} on axis {self.axis}{symmetric}"
         )
 
 

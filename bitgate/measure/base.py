@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from bitgate.catalog import Execution
+from bitgate.kernels.continuations import Answer, Request
 from bitgate.kernels.served import TorchServed
+from bitgate.measure.base_answers import base_answers, base_output
+from bitgate.measure.base_classes import base_logits
 from bitgate.measure.base_scores import CachedScores, LiveScores
 from bitgate.measure.perplexity import BaseScores
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from bitgate.sources import Windows
+    from bitgate.sources import EncodedItems, Windows
 
 
 class BaseModel(TorchServed):
@@ -29,11 +33,25 @@ class BaseModel(TorchServed):
             "torch": version("torch"),
             "transformers": version("transformers"),
         }
-        self._scores = CachedScores(LiveScores(self), identity, self.vocabulary)
+        self.identity = identity
 
     def scores(self, windows: Windows, start: int, stop: int) -> BaseScores:
         """Next-token scores of windows `start` to `stop`."""
-        return self._scores.scores(windows, start, stop)
+        return CachedScores(LiveScores(self), self.identity, self.vocabulary).scores(
+            windows, start, stop
+        )
+
+    def classes(self, items: EncodedItems, start: int, stop: int) -> Tensor:
+        """Logits of labelled items `start` to `stop`, [stop - start, classes]."""
+        return base_logits(self, self.identity, items, start, stop)
+
+    def answers(self, requests: Sequence[Request]) -> list[Answer]:
+        """How likely it finds continuations of contexts."""
+        return base_answers(self, self.identity, requests)
+
+    def output(self, prompt: Sequence[int], tokens: int) -> list[int]:
+        """So many tokens that it generates greedily after a prompt."""
+        return base_output(self, self.identity, prompt, tokens)
 
 
 def _hardware(device: str) -> str:

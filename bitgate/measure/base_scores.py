@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitgate.kernels.served import Served
-from bitgate.measure.perplexity import BaseScores, scored_rows, spans
+from bitgate.measure.perplexity import BaseScores, likeliest, scored_rows, spans
 from bitgate.sources import SourceError, Windows, cache_directory, once, track
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ class LiveScores:
         logits = self.base.logits(windows.tokens[start:stop])
         nll, top1, kept = [], [], []
         for window in range(start, stop):
-            log_probs, targets = scored_rows(logits, windows, start, window)
-            nll.append(-log_probs.gather(1, targets[:, None]).double().sum())
-            top1.append(log_probs.argmax(-1))
-            kept.append(log_probs)
+            of_targets = []
+            for log_probs, targets in scored_rows(logits, windows, start, window):
+                of_targets.append(log_probs.gather(1, targets[:, None])[:, 0])
+                top1.append(likeliest(log_probs))
+                kept.append(log_probs.clone())
+            nll.append(-torch.cat(of_targets).double().sum())
         return BaseScores(torch.stack(nll), torch.cat(top1), torch.cat(kept))
 
 

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from bitgate.catalog import CatalogError, Entry, Execution, PhaseWorkload, nearest, parse, read_toml
 from bitgate.measure.processes import ASSUMED, Between, Spread, deviation_over
+from bitgate.measure.speed import CPU_COLUMNS, has_cpu_clock
 
 if TYPE_CHECKING:
     from bitgate.measure.measurement import Items
@@ -47,6 +48,7 @@ class Calibration(Entry):
     case: str
     ratio: Deviation
     seconds: Deviation
+    cpu_ratio: Deviation | None = Field(None, description="by the CPU clock; one thread on a CPU")
     launches: int = Field(ge=LEAST)
     date: date
     host: str
@@ -61,6 +63,7 @@ class Calibration(Entry):
         return Spread(
             Between(self.ratio, self.launches, source),
             Between(self.seconds, self.launches, source),
+            None if self.cpu_ratio is None else Between(self.cpu_ratio, self.launches, source),
         )
 
 
@@ -114,6 +117,10 @@ def summed_up(case: str, execution: Execution, items: Items, host: str) -> Calib
         deviation_over(np.log(values), items["launch"])
         for values in (base / own, own / tokens, base / tokens)
     )
+    cpu_ratio = None
+    if has_cpu_clock(execution, items):
+        base_cpu, cpu = (np.asarray(items[key], float) for key in CPU_COLUMNS)
+        cpu_ratio = deviation_over(np.log(base_cpu / cpu), items["launch"])
     return Calibration(
         hardware=hardware(execution.device),
         cores=cores(),
@@ -122,6 +129,7 @@ def summed_up(case: str, execution: Execution, items: Items, host: str) -> Calib
         case=case,
         ratio=ratio,
         seconds=max(seconds),
+        cpu_ratio=cpu_ratio,
         launches=len(np.unique(items["launch"])),
         date=date.today(),
         host=host,
@@ -145,6 +153,8 @@ def _written(entries: Iterable[Calibration]) -> str:
     for entry in entries:
         lines += ["", "[[calibration]]"]
         for key, value in entry:
+            if value is None:
+                continue
             text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value
             lines.append(f"{key} = {text}")
     return "\n".join(lines) + "\n"

@@ -44,6 +44,7 @@ class Seen(TypedDict):
     items: dict[str, list[Any]]
     packed_layers: int
     expected_layers: int
+    layer_classes: str
 
 
 def run(job: Job, alone: Callable[[], AbstractContextManager[None]]) -> Seen:
@@ -51,6 +52,7 @@ def run(job: Job, alone: Callable[[], AbstractContextManager[None]]) -> Seen:
     import torch
 
     from bitgate.kernels.served import TorchServed
+    from bitgate.measure.packing import packed_layers
     from bitgate.measure.speed import paired_steps
     from bitgate.quantize import method
     from bitgate.sources import load_model, set_progress
@@ -61,6 +63,7 @@ def run(job: Job, alone: Callable[[], AbstractContextManager[None]]) -> Seen:
     loaded = load_model(job.model, device=device, dtype=dtype)
     base = TorchServed(loaded.module, replace(job.execution, kernel="torch"))
     quantized = method(job.method).load(job.quantized, device).serve(job.execution)
+    packed = packed_layers(quantized)
     measurement = paired_steps(quantized, base, job.workload, alone, job.pairs)
     items: dict[str, list[Any]] = {}
     for batch in measurement.batches():
@@ -70,6 +73,7 @@ def run(job: Job, alone: Callable[[], AbstractContextManager[None]]) -> Seen:
         items=items,
         packed_layers=quantized.packed_layers,
         expected_layers=quantized.expected_layers,
+        layer_classes=packed.by,
     )
 
 

@@ -8,18 +8,16 @@ holds nothing but it, and is gone before the next one starts.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from threading import Timer
 from typing import TYPE_CHECKING
 
 from bitgate.catalog import Case, Execution, PhaseWorkload
+from bitgate.measure import fresh
 from bitgate.measure.launch import GO, READY, Job, Seen
 from bitgate.measure.measurement import Batch, MeasureError
 from bitgate.measure.processes import Spread
@@ -37,7 +35,6 @@ MOST = 20  #: launches of a case that stays undecided
 PATIENCE = 1200.0
 GRACE = 5.0  #: seconds for ending
 COMMAND = (sys.executable, "-m", "bitgate.measure.launch")
-LAST_LINES = 8  #: of what a launch that failed has to say
 
 
 def prepared(case: Case, device: str, folder: Path, threads: int = 1) -> Job:
@@ -46,13 +43,13 @@ def prepared(case: Case, device: str, folder: Path, threads: int = 1) -> Job:
     assert isinstance(case.workload, PhaseWorkload)
     model, recipe = case.cell.model, case.cell.recipe
     how, dtype, path = method(recipe.method), serving_dtype(device), folder / "model.safetensors"
-    module = load_model(model, device=device, dtype=dtype).module
-    how.quantize(module, recipe, dtype).save(path)
+    loaded = load_model(model, device=device, dtype=dtype)
+    how.quantize(loaded, recipe, dtype).save(path)
     execution = Execution(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         threads=case.workload.threads or threads,
-        kernel=how.kernel(shapes_of(module), recipe, device),
+        kernel=how.kernel(shapes_of(loaded.module), recipe, device),
         compiled=case.workload.compiled,
     )
     return Job(
@@ -102,9 +99,9 @@ class Launches:
             for number in range(self.limit):
                 seen = self._launch(number, Path(folder))
                 task.update(number + 1, max(self.launches, number + 1))
-                self.packed.append(
-                    Metric("packed_layers", seen["packed_layers"], expected=seen["expected_layers"])
-                )
+                layers, expected = seen["packed_layers"], seen["expected_layers"]
+                by = seen["layer_classes"]
+                self.packed.append(Metric("packed_layers", layers, expected=expected, by=by))
                 items = seen["items"]
                 launch = [number] * len(items["seconds"])
                 yield Batch(items["seconds"], {**items, "launch": launch})
@@ -113,77 +110,29 @@ class Launches:
         job, result, said = (folder / name for name in ("job.json", "result.json", "said.txt"))
         job.write_text(self.job.model_dump_json(), "utf-8")
         result.unlink(missing_ok=True)
-        with said.open("wb") as stderr, _started(job, result, stderr) as process:
-            with _at_most(PATIENCE, process) as late:
+        command = [*COMMAND, str(job), str(result)]
+        with said.open("wb") as stderr, fresh.started(command, stderr) as process:
+            with fresh.at_most(PATIENCE, process) as late:
                 ready = _hears(process, READY)
             if ready:
-                with self.alone(), _at_most(PATIENCE, process) as late:
+                with self.alone(), fresh.at_most(PATIENCE, process) as late:
                     _tell(process, GO)
                     process.wait()
             else:
-                with _at_most(GRACE, process):  # it is about to end, and how is worth knowing
+                with fresh.at_most(GRACE, process):  # it is about to end, and how is worth knowing
                     process.wait()
             status = process.wait()
         if status or not result.is_file():
-            how = f"was stopped after {PATIENCE:.0f} s" if late else _ended(status)
-            raise LaunchError(f"{self.label}: launch {number + 1} {how}{_last_words(said)}")
+            how = f"was stopped after {PATIENCE:.0f} s" if late else fresh.ended(status)
+            raise LaunchError(f"{self.label}: launch {number + 1} {how}{fresh.last_words(said)}")
         seen: Seen = json.loads(result.read_text("utf-8"))
         return seen
 
     def metrics(self, items: Items, level: float, nominal: float) -> list[Metric]:
         # should launches be served differently, the worst of them is what counts
         packed = min(self.packed, key=lambda metric: metric.value)
-        return speeds(items, self.job.workload, self.spread, packed, level, nominal)
-
-
-@contextmanager
-def _started(job: Path, result: Path, stderr: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A launch, of which nothing is left afterwards, however this ends."""
-    process = subprocess.Popen(
-        [*COMMAND, str(job), str(result)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,  # type: ignore[call-overload]
-        start_new_session=True,  # Ctrl-C is for this process, which then kills the launch
-    )
-    try:
-        yield process
-    finally:
-        _kill(process)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with suppress(OSError):
-                pipe.close()
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """With all that it has started; compiling does."""
-    if process.poll() is not None:
-        return
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-
-
-@contextmanager
-def _at_most(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[list[bool]]:
-    """Kill the process if this takes longer; what is yielded is empty unless it was."""
-    late: list[bool] = []
-
-    def stop() -> None:
-        late.append(True)
-        _kill(process)
-
-    timer = Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
+        job = self.job
+        return speeds(items, job.workload, job.execution, self.spread, packed, level, nominal)
 
 
 def _hears(process: subprocess.Popen[bytes], what: bytes) -> bool:
@@ -197,21 +146,3 @@ def _tell(process: subprocess.Popen[bytes], what: bytes) -> None:
     with suppress(OSError):  # it has just died, which its exit status tells
         process.stdin.write(what)
         process.stdin.flush()
-
-
-def _ended(status: int) -> str:
-    if status >= 0:
-        return f"ended with exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = str(-status)
-    return f"was killed by signal {name}"
-
-
-def _last_words(said: Path) -> str:
-    """Its last line first, as that is where Python says what went wrong."""
-    lines = [li for li in said.read_text("utf-8", "replace").splitlines() if li.strip()]
-    if not lines:
-        return ", and said nothing"
-    return "\n  ".join([f": {lines[-1].strip()}", *lines[-LAST_LINES:]])

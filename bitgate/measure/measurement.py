@@ -19,6 +19,10 @@ class MeasureError(RuntimeError):
     """Something cannot be measured as it was asked for; the message says why, and the remedy."""
 
 
+class UnavailableError(MeasureError):
+    """This machine has no means of measuring it: what was asked for is not decided, nor wrong."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some observations and the time that the quantized model took for them.
@@ -34,7 +38,11 @@ class Batch:
 
 
 class Measurement(Protocol):
-    """Yields batches until there are no more, and sums up those seen so far."""
+    """Yields batches until there are no more, and sums up those seen so far.
+
+    One that knows how many observations there can be says so in an attribute `most`: the error
+    that may be spent is then divided better over the looks at them.
+    """
 
     #: observations needed before an interval means anything
     least: int

@@ -32,10 +32,14 @@ class Between:
 
 @dataclass(frozen=True)
 class Spread:
-    """How much processes differ: in the paired ratio, and in absolute times."""
+    """How much processes differ: in the paired ratio, and in absolute times.
+
+    Without a `cpu_ratio`, that of the CPU clock, it is taken to be like the wall clock's.
+    """
 
     ratio: Between
     seconds: Between
+    cpu_ratio: Between | None = None
 
 
 UNKNOWN = "assumed: run bitgate calibrate"

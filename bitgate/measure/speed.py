@@ -2,8 +2,9 @@
 disturbs both.
 
 A timed step is long enough (50 ms) that being pre-empted once does not double it. Pairs run
-AB BA AB, which cancels drift; their ratio is what is judged. Absolute times are recorded for the
-reader and never compared across machines.
+AB BA AB, which cancels drift; their ratio is what is judged: by the wall clock, which users wait
+by, and by the CPU clock where one thread computes, as others disturb that less. Absolute times are
+recorded for the reader and never compared across machines.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
-from bitgate import statistics
-from bitgate.catalog import PhaseWorkload
+from bitgate.catalog import Execution, PhaseWorkload
 from bitgate.kernels.served import Served
 from bitgate.measure.measurement import Batch, MeasureError
 from bitgate.measure.packing import packed_layers
-from bitgate.measure.processes import ASSUMED, Between, Spread, over_processes
+from bitgate.measure.processes import ASSUMED, Between, Spread, deviation_over, over_processes
 from bitgate.metric import Interval, Metric
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ SHORTEST_STEP = 0.05  #: seconds
 LEAST_PAIRS = 8
 PAIRS_PER_BATCH = 4
 WARM_STEPS = 3
+CPU_COLUMNS = ("base_cpu_seconds", "cpu_seconds")
 
 
 def paired_steps(
@@ -79,11 +80,16 @@ class PairedSteps:
         self.prompt = prompt_of(workload, base.vocabulary)
 
     def batches(self) -> Iterator[Batch]:
-        decoding = self.workload.kind == "decode"
-        pairs = self._decode_pairs() if decoding else self._prefill_pairs()
-        first = next(pairs)  # compiled and warm, while others may still work
-        with self.alone():
-            yield from self._timed(chain([first], pairs))
+        # Twice: compiled and warm while others may still work, who make each step seem longer; then
+        # alone, which is what counts.
+        if self.workload.kind == "decode":
+            room, _ = self._fitted(self.workload.output)
+            with self.alone():
+                yield from self._timed(self._decode_pairs(room))
+        else:
+            self._prompts()
+            with self.alone():
+                yield from self._timed(self._prefill_pairs())
 
     def _timed(self, pairs: Iterator[Pair]) -> Iterator[Batch]:
         rows: list[dict[str, Any]] = []
@@ -112,20 +118,10 @@ class PairedSteps:
         if rows:
             yield _batch(rows)
 
-    def _decode_pairs(self) -> Iterator[Pair]:
-        room = self.workload.output
-        steps = 0  # per timed step; found once the first steps are known
+    def _decode_pairs(self, room: int) -> Iterator[Pair]:
+        room, steps = self._fitted(room)
+        left = room - WARM_STEPS
         while True:
-            for served in (self.base, self.quantized):
-                served.prefill(self.prompt, room)
-            left = room
-            if steps == 0:
-                fastest = min(self._warm_step(served, room) for served in self._both)
-                left -= WARM_STEPS
-                steps = max(1, math.ceil(SHORTEST_STEP / fastest))
-                if steps > left:  # the output is too short to be timed: generate more
-                    room, steps = self._longer(steps), 0
-                    continue
             while left >= steps:
                 left -= steps
                 yield (
@@ -133,6 +129,23 @@ class PairedSteps:
                     partial(_decode, self.quantized, steps),
                     steps * self.workload.batch,
                 )
+            self._read_prompt(room)
+            left = room
+
+    def _fitted(self, room: int) -> tuple[int, int]:
+        """How long an output must be, at least `room`, and how many steps of it are timed at once;
+        both models have made the first few of them."""
+        while True:
+            self._read_prompt(room)
+            fastest = min(self._warm_step(served, room) for served in self._both)
+            steps = max(1, math.ceil(SHORTEST_STEP / fastest))
+            if steps <= room - WARM_STEPS:
+                return room, steps
+            room = self._longer(steps)  # the output is too short to be timed: generate more
+
+    def _read_prompt(self, room: int) -> None:
+        for served in self._both:
+            served.prefill(self.prompt, room)
 
     @property
     def _both(self) -> tuple[Served, Served]:
@@ -157,13 +170,7 @@ class PairedSteps:
         return min(timed(served.decode_step)[0] for _ in range(min(WARM_STEPS, room)))
 
     def _prefill_pairs(self) -> Iterator[Pair]:
-        for served in (self.base, self.quantized):
-            served.prefill(self.prompt, 0)
-        fastest = min(
-            timed(partial(served.prefill, self.prompt, 0))[0]
-            for served in (self.base, self.quantized)
-        )
-        times = max(1, math.ceil(SHORTEST_STEP / fastest))
+        times = self._prompts()
 
         def read(served: Served) -> None:
             for _ in range(times):
@@ -176,14 +183,22 @@ class PairedSteps:
                 times * self.prompt.numel(),
             )
 
+    def _prompts(self) -> int:
+        """How many times the prompt is read at once; both models have read it."""
+        self._read_prompt(0)
+        fastest = min(timed(partial(served.prefill, self.prompt, 0))[0] for served in self._both)
+        return max(1, math.ceil(SHORTEST_STEP / fastest))
+
     def metrics(self, items: Items, level: float, nominal: float) -> list[Metric]:
         packed = packed_layers(self.quantized)
-        return speeds(items, self.workload, self.spread, packed, level, nominal)
+        execution = self.quantized.execution
+        return speeds(items, self.workload, execution, self.spread, packed, level, nominal)
 
 
 def speeds(
     items: Items,
     workload: PhaseWorkload,
+    execution: Execution,
     spread: Spread,
     packed: Metric,
     level: float,
@@ -196,13 +211,21 @@ def speeds(
         np.asarray(items[key], float) for key in ("base_seconds", "seconds", "tokens")
     )
 
-    def metric(name: str, values: Any, between: Between) -> Metric:
-        e = over_processes(np.log(values), items["launch"], between, level).exp()
-        return Metric(name, e.value, _interval(e, nominal))
+    def metric(name: str, values: Any, between: Between, clock: str = "wall") -> Metric:
+        logs, launch = np.log(values), items["launch"]
+        e = over_processes(logs, launch, between, level).exp()
+        own = deviation_over(logs, launch) if e.n > 1 else None
+        how = f"{clock} clock, {e.method}"
+        return Metric(name, e.value, Interval(e.low, e.high, nominal, how, "process", e.n, own))
 
     tokens_per_pass = workload.batch * (1 if workload.kind == "decode" else workload.prompt)
+    by_cpu = []
+    if has_cpu_clock(execution, items):
+        ratio = np.asarray(items["base_cpu_seconds"]) / np.asarray(items["cpu_seconds"])
+        by_cpu = [metric("cpu_speedup", ratio, spread.cpu_ratio or spread.ratio, "CPU")]
     return [
         metric("speedup", base / own, spread.ratio),
+        *by_cpu,
         metric("tokens_per_second", tokens / own, spread.seconds),
         metric("base_tokens_per_second", tokens / base, spread.seconds),
         metric("latency_ms", 1000 * own / tokens * tokens_per_pass, spread.seconds),
@@ -210,8 +233,18 @@ def speeds(
     ]
 
 
-def _interval(estimate: statistics.Estimate, nominal: float) -> Interval:
-    return Interval(estimate.low, estimate.high, nominal, estimate.method, "process", estimate.n)
+def has_cpu_clock(execution: Execution, items: Items) -> bool:
+    """Whether CPU time says how long a step takes when nothing disturbs it.
+
+    It stops while another process has the core, and while this one waits. Of several threads it is
+    the sum, which is work and not time; of an accelerator it knows nothing. A clock too coarse to
+    have advanced in every step says nothing either.
+    """
+    import numpy as np
+
+    if execution.device != "cpu" or execution.threads != 1:
+        return False
+    return all(bool((np.asarray(items[name]) > 0).all()) for name in CPU_COLUMNS)
 
 
 def _decode(served: Served, steps: int) -> None:

@@ -11,7 +11,7 @@ from bitgate.gates.verdict import Verdict
 from bitgate.history import origin
 from bitgate.history.accepted import FILE
 from bitgate.history.against import Comparison, against, side_of
-from bitgate.history.change import regressions
+from bitgate.history.change import TIMED, Change, regressions
 from bitgate.history.compare import combined
 from bitgate.history.record import Result
 from bitgate.history.saved import RunError, Side
@@ -39,6 +39,8 @@ def write(reporter: pytest.TerminalReporter) -> None:
 
 
 PLUGIN = "bitgate-against"
+#: what is said of a metric that was compared
+JUDGED = ("regression", "inconclusive", "better", "unchanged")
 
 
 class Against:
@@ -100,6 +102,7 @@ class Against:
                 for case, side in sides.items()
             }
             self.comparisons = against(both, self.references, tolerances)
+        self._add_missing()
         for nodeid, result in list(self.session.results.items()):
             verdicts = [
                 _told(verdict, sides.get(result.case.key), measured.get(result.case.key))
@@ -107,6 +110,47 @@ class Against:
                 for verdict in comparison.verdicts(result.case.key)
             ]
             self._join(nodeid, result, verdicts)
+
+    def _add_missing(self) -> None:
+        """What was to be measured, was not, and a reference has: `missing`, which is inconclusive.
+        What failed is red already."""
+        absent = {
+            nodeid: result
+            for nodeid in self.session.order
+            if nodeid not in self.session.failed
+            and (result := self.session.told(nodeid)) is not None
+            and result.execution is None
+        }
+        found = []
+        for comparison in self.comparisons or ():
+            has = set(comparison.reference.cases)
+            missing = [
+                Change(result.case.key, verdict="missing", why=result.note)
+                for result in absent.values()
+                if result.case.key in has
+            ]
+            found.append(replace(comparison, changes=[*comparison.changes, *missing]))
+        self.comparisons = found
+        for nodeid, result in absent.items():
+            if any(comparison.verdicts(result.case.key) for comparison in found):
+                self.session.results.setdefault(nodeid, result)  # where verdicts are joined to it
+
+    @property
+    def _judged(self) -> int:
+        """Metrics that were compared, with whatever verdict."""
+        changes = (change for found in self.comparisons or () for change in found.changes)
+        return sum(change.verdict in JUDGED for change in changes)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """A comparison that compares nothing decides nothing."""
+        green = session.exitstatus == pytest.ExitCode.OK
+        if green and self.session.options.fail_inconclusive and not self._judged:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            self.notes.append(
+                "--against: nothing was compared, which --fail-inconclusive makes red: measure "
+                "cases that the reference has, or leave --against out"
+            )
 
     def _again(self, sides: Mapping[str, Side]) -> dict[str, Record]:
         """The cases that seem to be slower, measured once more in a fresh process, by key."""
@@ -163,11 +207,11 @@ class Against:
         if self.comparisons is None:
             reporter.write_line("--against: nothing was compared, as the run ended early", red=True)
             return
-        cases = {result.case.key for result in self.session.results.values()}
+        results = self.session.results.values()
+        cases = {result.case.key for result in results if result.execution is not None}
         for comparison in self.comparisons:
             reporter.write_line(f"{comparison.gate}: {counts(comparison.changes)}")
-            runs = comparison.reference.runs
-            absent = [case for case in (runs[0].records if runs else ()) if case not in cases]
+            absent = [case for case in comparison.reference.cases if case not in cases]
             if absent:
                 reporter.write_line(
                     f"  {len(absent)} of its cases were not measured in this run", light=True
@@ -179,10 +223,10 @@ class Against:
 def _told(verdict: Verdict, side: Side | None, measured: Record | None) -> Verdict:
     """What was measured twice says so."""
     name = verdict.metric
-    if side is None or measured is None or verdict.outcome == "inconclusive":
+    if side is None or measured is None:
         return verdict
     first, second = side.record.metrics.get(name), measured.metrics.get(name)
-    if name != "speedup" or first is None or second is None:
+    if name not in TIMED or first is None or second is None:
         return verdict
     both = f"{number(first.value)} at first, {number(second.value)} in a fresh process"
     return replace(verdict, text=f"{verdict.text}: {both}")

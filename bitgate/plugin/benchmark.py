@@ -9,8 +9,10 @@ tests/unit/test_benchmark_adapter.py.
 
 from __future__ import annotations
 
+import pstats
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,6 +81,15 @@ def on_save(config: pytest.Config, told: Callable[[Path], None]) -> None:
     storage.save = save_and_tell
 
 
+def refuse_without_it(config: pytest.Config) -> None:
+    """Without pytest-benchmark nothing here works."""
+    if not hasattr(config.option, "benchmark_only"):
+        raise pytest.UsageError(
+            "bitgate needs pytest-benchmark, which is switched off: leave out -p no:benchmark, or "
+            "with PYTEST_DISABLE_PLUGIN_AUTOLOAD add -p pytest_benchmark.plugin"
+        )
+
+
 def refuse_to_draw(config: pytest.Config) -> None:
     """--benchmark-histogram without what it draws with: pytest-benchmark would crash on it, after
     everything is measured."""
@@ -108,8 +119,23 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def is_distributed(config: pytest.Config) -> bool:
-    """Whether this is a worker or the controller of some."""
-    return is_worker(config) or config.getoption("dist", "no") != "no"
+    """Whether this is a worker or the controller of some: --dist alone starts none."""
+    wanted = config.getoption("dist", "no") != "no" and bool(config.getoption("tx"))
+    return is_worker(config) or wanted
+
+
+def worker_specs(config: pytest.Config) -> list[str]:
+    """What --tx says, or xdist has made of -n: a text for each worker."""
+    from xdist.workermanage import parse_tx_spec_config
+
+    return list(parse_tx_spec_config(config))
+
+
+def local_workers(config: pytest.Config) -> list[Any]:
+    """What each worker of this host is started from."""
+    from execnet import XSpec
+
+    return [spec for spec in map(XSpec, worker_specs(config)) if name_of_host(spec) is None]
 
 
 def workers_by_host(config: pytest.Config) -> dict[str | None, int]:
@@ -118,9 +144,8 @@ def workers_by_host(config: pytest.Config) -> dict[str | None, int]:
     if not is_distributed(config):
         return {None: 1}
     from execnet import XSpec
-    from xdist.workermanage import parse_tx_spec_config
 
-    return Counter(_host_of(XSpec(spec)) for spec in parse_tx_spec_config(config))
+    return Counter(_host_of(XSpec(spec)) for spec in worker_specs(config))
 
 
 def workers(config: pytest.Config) -> int:
@@ -156,12 +181,16 @@ def neighbours(config: pytest.Config) -> int:
 
 def before_its_session(config: pytest.Config) -> None:
     """Before pytest-benchmark reads its options: leave bookkeeping to the controller, and hide
-    --benchmark-only, which it refuses beside xdist."""
-    if not is_distributed(config) or not hasattr(config.option, "benchmark_only"):
+    --benchmark-only, which it refuses beside xdist, and beside --benchmark-disable rightly."""
+    if not is_distributed(config):
+        if hasattr(config.option, "dist"):  # as xdist has it where no worker is to be started
+            config.option.dist = "no"
         return
     if is_worker(config):
         for name, value in BOOKKEEPING.items():
             setattr(config.option, name, value)
+    if config.option.benchmark_disable and not config.option.benchmark_enable:
+        return
     config.stash[ONLY] = config.option.benchmark_only
     config.option.benchmark_only = False
 
@@ -171,7 +200,7 @@ def switch_on(config: pytest.Config) -> None:
     if ONLY not in config.stash:
         return
     session = config._benchmarksession  # type: ignore[attr-defined]
-    session.disabled = config.option.benchmark_disable and not config.option.benchmark_enable
+    session.disabled = False
     session.xdist_warning = False
     session.only = config.option.benchmark_only = config.stash[ONLY]
     if session.only:
@@ -179,8 +208,17 @@ def switch_on(config: pytest.Config) -> None:
 
 
 def switch_off(config: pytest.Config) -> None:
-    """At the end of a worker: its records are gone to the controller, there is nothing to save."""
+    """At the end of a worker: its records are gone to the controller, there is nothing to save.
+    Where the controller was killed, nobody is told that this is the end."""
     config._benchmarksession.disabled = True  # type: ignore[attr-defined]
+    for plugin in config.pluginmanager.get_plugins():
+        if type(plugin).__name__ == "WorkerInteractor":  # execnet runs a copy of its module
+            plugin.sendevent = partial(_send_if_heard, plugin.sendevent)
+
+
+def _send_if_heard(send: Callable[..., None], name: str, **said: object) -> None:
+    with suppress(OSError):  # "cannot send (already closed?)"
+        send(name, **said)
 
 
 def pack(item: pytest.Item) -> dict[str, Any] | None:
@@ -194,6 +232,7 @@ def pack(item: pytest.Item) -> dict[str, Any] | None:
         return None
     return {
         **record.as_dict(include_data=False, stats=False),
+        "cprofile": _pack_profile(record.cprofile_stats),
         "iterations": record.iterations,
         "has_error": record.has_error,
         "data": record.stats.data,
@@ -205,16 +244,38 @@ def enter(config: pytest.Config, packed: dict[str, Any]) -> None:
     config._benchmarksession.benchmarks.append(rebuild(packed))  # type: ignore[attr-defined]
 
 
+def has(config: pytest.Config, fullname: str) -> bool:
+    """Whether this process' session has a record of that test."""
+    records = config._benchmarksession.benchmarks  # type: ignore[attr-defined]
+    return any(record.fullname == fullname for record in records)
+
+
 def rebuild(packed: dict[str, Any]) -> Any:
     """The record that was packed."""
     from pytest_benchmark.stats import Metadata
 
     fields = {**packed}
     data, iterations, options = (fields.pop(key) for key in ("data", "iterations", "options"))
-    fields.pop("cprofile", None)
-    record = Metadata(SimpleNamespace(cprofile_stats=None, **fields), iterations, options)
+    profile = _rebuild_profile(fields.pop("cprofile", None))
+    record = Metadata(SimpleNamespace(cprofile_stats=profile, **fields), iterations, options)
     record.stats.data.extend(data)
     return record
+
+
+def _pack_profile(stats: pstats.Stats | None) -> list[list[Any]] | None:
+    """Of --benchmark-cprofile: for each function its file, line and name, then its primitive and
+    all its calls, and seconds in itself and in all. Who called it pytest-benchmark does not say."""
+    if stats is None:
+        return None
+    functions = stats.stats  # type: ignore[attr-defined]
+    return [[*function, *numbers[:4]] for function, numbers in functions.items()]
+
+
+def _rebuild_profile(packed: list[list[Any]] | None) -> Any:
+    """As much of pstats.Stats as pytest-benchmark reads."""
+    if packed is None:
+        return None
+    return SimpleNamespace(stats={tuple(row[:3]): (*row[3:], {}) for row in packed})
 
 
 def amend(config: pytest.Config, changes: Mapping[str, dict[str, Any]]) -> None:
@@ -264,12 +325,15 @@ def cell_scheduler(
         def remove_node(self, node: Any) -> str | None:
             if self.placement is not None:
                 self.placement.forget(node)
+            if self.collection is None:  # one that replaces it will collect, too
+                self.node2collection.pop(node, None)
             crashed: str | None = super().remove_node(node)
             return crashed
 
         def check_schedule(self) -> None:
+            if self.collection is None:  # a worker was lost before all had collected
+                return
             if self.placement is None:
-                assert self.collection is not None
                 self.placement = place(self.collection)
             self.placement.put(self.pending)
             self.pending.clear()
@@ -297,9 +361,17 @@ def cell_scheduler(
     return CellScheduling()
 
 
-# --- on other hosts, by xdist's own engine, execnet ----------------------------------------
-
 RESTARTS = 4  #: of the workers of each --tx, as xdist has it for -n
+
+
+def bound_restarts(config: pytest.Config) -> None:
+    """Of workers that die: without -n, xdist would replace them for ever."""
+    session = config.pluginmanager.getplugin("dsession")
+    if session._max_worker_restart is None:
+        session._max_worker_restart = RESTARTS * len(session.nodemanager.specs)
+
+
+# --- on other hosts, by xdist's own engine, execnet ----------------------------------------
 
 
 def has_other_hosts(config: pytest.Config) -> bool:
@@ -371,8 +443,6 @@ def send_only_what_was_asked_for(config: pytest.Config) -> list[Path]:
     from xdist import workermanage
 
     session = config.pluginmanager.getplugin("dsession")
-    if session._max_worker_restart is None:  # xdist's own default, but only for -n
-        session._max_worker_restart = RESTARTS * len(session.nodemanager.specs)
     theirs = {Path(str(package.__file__)).parent.resolve() for package in (pytest, _pytest)}
     session.nodemanager.roots = [r for r in session.nodemanager.roots if r not in theirs]
 

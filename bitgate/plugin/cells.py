@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from bitgate import kernels
 from bitgate.catalog import KINDS
-from bitgate.plugin import again, journal, options
-from bitgate.plugin.session import CASE, SESSION, session_of
+from bitgate.plugin import again, benchmark, devices, journal, options
+from bitgate.plugin.session import CASE, SESSION, Session, session_of
 
 #: benchmarks were collected, and there is no matrix to tell them their cells
 HOMELESS = pytest.StashKey[bool]()
@@ -29,7 +32,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = [c for c in session_of(metafunc.config).due.values() if c.kind == kind]
     chosen = getattr(pytest.mark, kind)  # for -m, as -k also finds the kind in a recipe's name
     params = [pytest.param(case.key, id=case.id, marks=chosen) for case in cases]
+    if not cases:
+        params = [_none(session_of(metafunc.config), kind)]
     metafunc.parametrize("case", params, indirect=True)
+
+
+def _none(session: Session, kind: str) -> Any:
+    """In place of the cases of a benchmark that has none, for who asks for it alone."""
+    later = [case for case in session.catalog.cases() if case.kind == kind]
+    reason = f"no case of kind {kind} is in the matrix"
+    if later:
+        cadence = session.options.cadence
+        reason = f"none is due at cadence {cadence}; try --cadence {later[0].cadence}"
+    return pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(trylast=True)
@@ -52,6 +67,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         case = due.get(callspec.params.get("case", "")) if callspec else None
         if case is not None:
             item.stash[CASE] = case
+    if any(CASE in item.stash for item in items):  # then nobody asks why one has none
+        items[:] = [i for i in items if CASE in i.stash or not i.get_closest_marker("workload")]
     for case in due.values():
         models.setdefault(case.cell.model.name, len(models))
         cells.setdefault(case.cell.id, len(cells))
@@ -64,6 +81,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     items.sort(key=place)  # stable: everything else stays as pytest ordered it
     session.order = {item.nodeid: number for number, item in enumerate(items)}
+    session.quiet.among_cases = any(CASE in item.stash for item in items)
     journal.deselect(config, items)
     again.deselect(config, items)
+    _refuse_without_kernel(config, items)
     session.budget.plan([item.stash[CASE].key for item in items if CASE in item.stash])
+
+
+def _refuse_without_kernel(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Who forces a kernel wants it measured: nothing begins where its library is not installed. On
+    a CPU another error says more: that the kernel does not run there. A worker cannot end the run:
+    each of its cases fails, with the same reason, when its kernel is chosen."""
+    if benchmark.is_worker(config) or not devices.on_accelerator(config):
+        return
+    recipes = [item.stash[CASE].cell.recipe for item in items if CASE in item.stash]
+    for recipe in recipes:
+        if reason := kernels.missing(recipe.kernel):
+            raise pytest.UsageError(f"recipe {recipe.name}: {reason}")

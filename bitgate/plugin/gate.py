@@ -11,8 +11,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bitgate.catalog import Case, Execution
 from bitgate.gates.decide import Decision, decide
 from bitgate.gates.rules import matching, resolve
-from bitgate.history.record import Result
-from bitgate.measure.measurement import Measurement
+from bitgate.history.record import Result, not_measured
+from bitgate.measure.measurement import Batch, Measurement, UnavailableError
 from bitgate.plugin.benchmark import Rounds
 from bitgate.plugin.session import RESULT, InconclusiveWarning, Session
 
@@ -41,13 +41,27 @@ class GateFixture:
         `extra_info`, and what missed its bound fails the test, all of it at once.
         """
         rules = matching(self.session.thresholds, self.case, self.execution)
-        with Rounds(benchmark) as rounds:
-            decision = decide(
-                measurement,
-                resolve(rules),
-                deadline=self.session.budget.is_over,
-                on_batch=lambda batch: rounds.add(batch.seconds),
-            )
+        observed = 0
+
+        def keep(batch: Batch) -> None:
+            nonlocal observed
+            rounds.add(batch.seconds)
+            observed += len(next(iter(batch.items.values()), ()))
+            if observed >= measurement.least:
+                self.session.budget.enough()
+
+        try:
+            with Rounds(benchmark) as rounds:
+                decision = decide(
+                    measurement,
+                    resolve(rules),
+                    deadline=self.session.budget.is_over,
+                    on_batch=keep,
+                    gate_modelled=self.session.options.gate_modelled_energy,
+                )
+        except UnavailableError as error:
+            self.node.stash[RESULT] = not_measured(self.case, str(error))
+            pytest.skip(str(error))
         result = Result(
             self.case,
             self.execution,

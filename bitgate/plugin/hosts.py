@@ -22,9 +22,7 @@ def watch(config: pytest.Config) -> None:
     them. Local workers need neither."""
     if benchmark.is_worker(config):
         origin.copied = benchmark.told(config, "commit")
-    elif benchmark.has_other_hosts(config):
-        if not benchmark.is_distributed(config):
-            raise pytest.UsageError("--tx: hosts are used with --dist load, which is missing")
+    elif benchmark.is_distributed(config) and benchmark.has_other_hosts(config):
         config.pluginmanager.register(Hosts(config), "bitgate-hosts")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,11 @@ from bitgate.history.journal import (
     backup_of,
     damaged,
     difference,
+    digest,
     fingerprints,
+    gate_fingerprints,
+    is_in_use,
+    not_planned_any_more,
     read,
 )
 from bitgate.plugin import benchmark, options, parcel
@@ -30,7 +34,9 @@ FINISHED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO
 
 def install(config: pytest.Config) -> None:
     """Keep a journal, unless this is a worker or nothing will be measured."""
-    if benchmark.is_worker(config) or config.getoption("collectonly"):
+    if benchmark.is_worker(config):
+        return
+    if config.getoption("collectonly") or config.getoption("setuponly"):
         return
     keeper = Keeper(config, config.stash[SESSION])
     config.stash[KEEPER] = keeper
@@ -65,11 +71,14 @@ class Keeper:
         self.works = True
         #: what an earlier process had finished, by node id
         self.resumed: dict[str, dict[str, Any]] = {}
-        #: node ids that this process is to run; None until they are collected
+        #: node ids that are to be run in this part of the run; None until they are collected
         self.planned: set[str] | None = None
+        #: what the run that is resumed had planned, in order
+        self.planned_then: Sequence[str] = ()
         self.ended: set[str] = set()
         self.failed: set[str] = set()
         self._entered = False
+        self._begun: Header | None = None
         self.first_lines: list[str] = []
         self.last_lines: list[str] = []
 
@@ -89,19 +98,19 @@ class Keeper:
     def start(self) -> None:
         """Before any worker starts: what an earlier run has left."""
         exists = self.path.is_file()
-        if not self.config.getoption("resume"):
+        if self.config.getoption("resume"):
             if exists:
-                self.first_lines.append(
-                    f"{self.name} is what a killed run had measured: --resume would continue it; "
-                    f"now it moves to {backup_of(self.path).name}"
-                )
-        elif not exists:
-            self.first_lines.append(f"no {self.name} to resume: everything is measured")
-        else:
-            try:
-                self._resume()
-            except JournalError as error:
-                raise pytest.UsageError(f"--resume: {error}") from None
+                try:
+                    self._resume()
+                except JournalError as error:
+                    raise pytest.UsageError(f"--resume: {error}") from None
+            else:
+                self.first_lines.append(f"no {self.name} to resume: everything is measured")
+        elif exists and not is_in_use(self.path):
+            self.first_lines.append(
+                f"{self.name} is what a killed run had measured: --resume would continue it; it "
+                f"moves to {backup_of(self.path).name} as soon as anything is measured now"
+            )
 
     def _resume(self) -> None:
         self.journal = Journal(self.path)
@@ -116,9 +125,8 @@ class Keeper:
         except JournalError:
             self.journal.close()
             raise
-        self.resumed = contents.parcels
-        order = contents.header.order
-        self.session.order = {nodeid: number for number, nodeid in enumerate(order)}
+        self.resumed, self._begun = contents.parcels, contents.header
+        self.planned_then = contents.header.order
         self.first_lines.append(
             f"resuming {self.name}: {len(self.resumed)} tests are finished, the rest is run"
         )
@@ -138,6 +146,8 @@ class Keeper:
         """Now, not when everything else is measured too."""
         for nodeid, finished in contents.parcels.items():
             try:
+                if not isinstance(finished["failed"], bool):
+                    raise TypeError("failed is neither true nor false")
                 parcel.check(self.session, finished)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise damaged(self.path, contents.lines[nodeid], error) from None
@@ -148,15 +158,17 @@ class Keeper:
         wanted, described = self.session.options, commit()
         return Header(
             commit=described and described.removesuffix("+"),
-            # gates may change between two parts of a run
+            # of what is in the file of the gates, only these count
             changes=changes(but=wanted.thresholds.name),
             cadence=wanted.cadence,
             matrix=fingerprints(self.session.due.values()),
+            gates=gate_fingerprints(self.session.thresholds.gates),
             execution={
                 "device": wanted.device,
                 "threads": _threads(self.config),
-                "timing": "off" if benchmark.is_disabled(self.config) else "on",
+                "timing": _timing(self.config),
                 "launches": wanted.launches,
+                "undecided gates": "fail" if wanted.fail_inconclusive else "warn",
             },
             versions=versions(),
             selection=_selection(self.config),
@@ -171,12 +183,49 @@ class Keeper:
         benchmark.tell(node, "finished", list(self.resumed))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.planned = {item.nodeid for item in session.items}
+        if not benchmark.is_distributed(self.config):
+            self.plan([item.nodeid for item in session.items])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         if self.planned is None:
-            self.planned = set(ids)
+            self.plan(ids)
+
+    def plan(self, nodeids: Sequence[str]) -> None:
+        """Before anything is measured: these tests are to be run, after those that were.
+
+        Raises:
+            pytest.UsageError: if tests are missing that the run that is resumed had planned, or
+                another run writes the journal.
+        """
+        left = [nodeid for nodeid in self.planned_then if nodeid not in self.resumed]
+        gone = not_planned_any_more(left, nodeids)
+        if gone:
+            raise pytest.UsageError(
+                f"--resume: {self.name} is of another run:\n  {gone}\nleave out options that "
+                "choose tests (--lf, --sw, --ignore), or leave --resume out to measure everything"
+            )
+        order = dict.fromkeys([*self.planned_then, *nodeids])
+        self.session.order = {nodeid: number for number, nodeid in enumerate(order)}
+        self.planned = set(nodeids)
+        if any(self.session.case_of(nodeid) is not None for nodeid in nodeids):
+            parcel.prepare()
+            self._claim()
+
+    def _claim(self) -> None:
+        """The journal is this run's, although nothing is in it before anything is finished."""
+        try:
+            if self.journal is None:
+                self.journal = Journal(self.path)
+        except JournalError as error:
+            raise pytest.UsageError(str(error)) from None
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Measuring goes on, it has cost enough already."""
+        self.works = False
+        self.last_lines.append(f"no journal was kept from here on: {error}")
 
     # --- while it is measured ---
 
@@ -196,11 +245,11 @@ class Keeper:
             if self.journal is None:
                 self.journal = Journal(self.path)
             if not self.journal.is_open:  # only now: a run without benchmarks leaves no journal
-                self.journal.begin(self._header())
+                self._begun = self._header()
+                self.journal.begin(self._begun)
             self.journal.append(finished)
-        except (OSError, JournalError) as error:  # measuring goes on, it has cost enough already
-            self.works = False
-            self.last_lines.append(f"no journal was kept from here on: {error}")
+        except (OSError, JournalError) as error:
+            self._give_up(error)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -215,10 +264,21 @@ class Keeper:
 
     # --- afterwards ---
 
+    def identity(self) -> dict[str, Any]:
+        """What parts of one run share, and which cases are due in all of them together."""
+        header = self._begun or self._header()
+        return {
+            "due": list(header.matrix),
+            "matrix": digest(header.matrix),
+            "gates": digest(header.gates),
+            "changes": header.changes,
+        }
+
     @property
     def unfinished(self) -> set[str]:
         """What was to run and did not."""
-        return (self.planned or set()) - self.ended
+        planned = {*self.planned_then, *(self.planned or ())}
+        return planned - self.ended - self.resumed.keys()
 
     def enter_resumed(self) -> None:
         """Into the books, once, before they are saved."""
@@ -235,11 +295,12 @@ class Keeper:
         if self.journal is None:
             return
         missing = self.unfinished
-        if exitstatus in FINISHED and self.planned is not None and not missing:
+        if not self.journal.is_open:  # nothing was measured: what is there is of another run
+            self.journal.close()
+        elif exitstatus in FINISHED and self.planned is not None and not missing:
             self.journal.remove()
-            return
-        self.journal.close()
-        if self.path.is_file():
+        else:
+            self.journal.close()
             self.last_lines.append(
                 f"{len(missing) or 'some'} tests did not finish: --resume runs them, what was "
                 f"measured is kept in {self.name}"
@@ -265,6 +326,13 @@ def _is_finished(arrived: dict[str, Any]) -> bool:
     if arrived["result"] is not None:
         return arrived["result"]["record"] is not None
     return not arrived["benchmark"]["has_error"]
+
+
+def _timing(config: pytest.Config) -> str:
+    """Whether benchmarks run, and are timed."""
+    if config.getoption("benchmark_skip", False):
+        return "skipped"
+    return "off" if benchmark.is_disabled(config) else "on"
 
 
 def _threads(config: pytest.Config) -> int | str:

@@ -41,6 +41,8 @@ class Options:
     launches: int
     #: whether an undecided gate is red
     fail_inconclusive: bool
+    #: whether energy that no instrument has measured is judged too
+    gate_modelled_energy: bool = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -101,7 +103,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         metavar="IDS",
         help="Pool of accelerators for -n, comma-separated; each worker gets one of its own. "
-        "Default: CUDA_VISIBLE_DEVICES.",
+        "Default: CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists.",
     )
     group.addoption(
         "--share-devices",
@@ -135,6 +137,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fail-inconclusive",
         action="store_true",
         help="Fail where a gate stays undecided when its share of the budget is spent.",
+    )
+    group.addoption(
+        "--gate-modelled-energy",
+        action="store_true",
+        help="Judge energy and emissions also where they follow from constants and time, as no "
+        "instrument can be read here; by default they are shown only.",
     )
 
 
@@ -176,6 +184,7 @@ def read(config: pytest.Config) -> Options:
         workers=benchmark.workers(config),
         launches=config.getoption("launches") or LAUNCHES[cadence],
         fail_inconclusive=config.getoption("fail_inconclusive"),
+        gate_modelled_energy=config.getoption("gate_modelled_energy"),
     )
 
 

@@ -24,7 +24,8 @@ def settle(config: pytest.Config, session: Session) -> None:
 
 
 def say_what_failed(config: pytest.Config, session: Session, output: dict[str, Any]) -> None:
-    """By case, or by test where it is none."""
+    """By case, or by test where it is none; what has no record, with the reason; and of which
+    run it is, or a part."""
     keeper = journal.keeper_of(config)
     failed = {}
     for nodeid, why in session.failed.items():
@@ -33,6 +34,8 @@ def say_what_failed(config: pytest.Config, session: Session, output: dict[str, A
     output["bitgate"] = {
         "failed": failed,
         "unfinished": 0 if keeper is None else len(keeper.unfinished),
+        "absent": [r.absence() for r in session.all_in_order() if r.execution is None],
+        **({} if keeper is None else keeper.identity()),
     }
 
 

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import pytest
 
-from bitgate.catalog import Case, Catalog, PhaseWorkload
+from bitgate.catalog import Case, Catalog, EnergyWorkload, PhaseWorkload
+from bitgate.catalog.energy import EnergySettings
 from bitgate.gates.thresholds import Thresholds
 from bitgate.history.record import Result, broken, not_measured
 from bitgate.measure.calibration import Calibrations
@@ -32,6 +33,10 @@ class Session:
     budget: Budget
     quiet: Quiet
     calibrations: Calibrations
+    #: models that are due and whose shapes are known only when they are loaded
+    unlocked: Sequence[str] = ()
+    #: where the electricity comes from
+    energy: EnergySettings = field(default_factory=EnergySettings)
     #: what was measured, by node id
     results: dict[str, Result] = field(default_factory=dict)
     #: why a test has nothing to show, by node id: the last line of its error, or of its skip
@@ -99,7 +104,7 @@ class Session:
         case = self.case_of(nodeid)
         if case is None:
             return Job(cell=nodeid)
-        timed = isinstance(case.workload, PhaseWorkload)
+        timed = isinstance(case.workload, (PhaseWorkload, EnergyWorkload))
         return Job(case.cell.id, case.cell.model.name, timed, self.budget.recorded(case.key))
 
 

@@ -10,19 +10,54 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
-from bitgate.catalog import Case, Cell, Execution, Model, PhaseWorkload, TextWorkload
+from bitgate.catalog import (
+    AccuracyWorkload,
+    Case,
+    Cell,
+    Dataset,
+    EnergyWorkload,
+    Execution,
+    FinetuneWorkload,
+    LabelledDataset,
+    MemoryWorkload,
+    Model,
+    PhaseWorkload,
+    RougeWorkload,
+    TaskWorkload,
+    TextWorkload,
+    TrainedSource,
+)
+from bitgate.kernels import KernelError
 from bitgate.kernels.served import Served
 from bitgate.measure.base import BaseModel
+from bitgate.measure.inputs import Inputs, of_items, of_text
+from bitgate.measure.tuned import Tuned
 from bitgate.plugin.options import Options
-from bitgate.quantize import ModelShapes, Quantized, method, shapes_of
+from bitgate.quantize import ModelShapes, Quantized, QuantizeError, method, shapes_of
+from bitgate.quantize.footprint import GIB, Need, footprint, need
+from bitgate.quantize.known_shapes import shapes_without_weights
+from bitgate.quantize.lock import Locks
 from bitgate.sources import (
+    DoesNotFit,
+    EncodedItems,
+    LabelledItems,
     LoadedModel,
+    Part,
+    Prompts,
+    Questions,
     SourceError,
     Windows,
+    available_memory,
     load_documents,
+    load_items,
     load_model,
+    load_prompts,
+    load_questions,
     pick_device,
+    refuse_too_few,
     serving_dtype,
+    shared_item,
+    shared_run,
     windows,
 )
 
@@ -31,7 +66,8 @@ class Shelf:
     """Loads a model when the first of its cases needs it, and lets go of it when the next model's
     does; likewise a quantized cell. Cases come ordered by model and cell."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, locks: Locks | None = None) -> None:
+        """`locks` tell the shapes of models before these are loaded."""
         self.options = options
         self.device = pick_device(options.device)
         self._model: tuple[Model, LoadedModel] | None = None
@@ -41,8 +77,10 @@ class Shelf:
         self._served: dict[Execution, Served] = {}
         self._file: tuple[Cell, TemporaryDirectory[str]] | None = None
         self._texts: dict[tuple[str, str], Windows] = {}
+        self._items: dict[tuple[str, str], LabelledItems] = {}
         self._current: Execution | None = None
         self._refused: dict[str, SourceError] = {}
+        self._locks = locks or Locks(())
         #: seconds that getting ready has taken for the case at hand, by what was done
         self.prepared: dict[str, float] = {}
 
@@ -71,6 +109,7 @@ class Shelf:
         threads = (phase.threads if phase else None) or self.options.threads
         torch.set_num_threads(threads)
         model, recipe = case.cell.model, case.cell.recipe
+        self._refuse_what_cannot_fit(case)
         if model.name not in self._shapes:  # known ones need no model in memory
             self._shapes[model.name] = shapes_of(self._load(model).module)
         self._current = Execution(
@@ -81,6 +120,47 @@ class Shelf:
             compiled=phase is not None and phase.compiled,
         )
         return self._current
+
+    def _refuse_what_cannot_fit(self, case: Case) -> None:
+        """Before anything of a cell is loaded: what its size is predicted to be has to fit beside
+        its base, and the key-value cache of a phase with them.
+
+        Raises:
+            DoesNotFit: with the arithmetic.
+        """
+        cell, workload = case.cell, case.workload
+        if self._cell is not None and self._cell[0] == cell:
+            return
+        self._drop_cell()
+        if self._model is not None and self._model[0] != cell.model:
+            self.release()
+        needed = self._need(cell, workload if isinstance(workload, PhaseWorkload) else None)
+        available = available_memory(self.device)
+        if needed is not None and not needed.fits(available):
+            raise DoesNotFit(
+                f"not measured: {cell.id} does not fit in the memory of {self.device}: {needed}, "
+                f"and {available / GIB:.2f} GiB are available. Free memory, or use another device"
+            )
+
+    def _need(self, cell: Cell, phase: PhaseWorkload | None) -> Need | None:
+        """What a cell takes that is not loaded yet; None where nothing says it."""
+        element = serving_dtype(self.device).itemsize
+        context, batch = (phase.prompt + phase.output, phase.batch) if phase else (0, 0)
+        try:
+            shapes = self._shapes.get(cell.model.name)
+            if shapes is None:
+                shapes = shapes_without_weights(cell.model, self._locks)
+            found = footprint(shapes, cell.recipe, self.device, element, context, batch)
+        except (SourceError, QuantizeError, KernelError):
+            return None  # whoever loads it, or quantizes it, says what is wrong
+        if found is None:
+            return None
+        base = 0 if self._model is not None else found.base
+        return need(base, found.size.memory, found.cache)
+
+    def model(self, case: Case) -> LoadedModel:
+        """The unquantized model, as it was loaded."""
+        return self._load(case.cell.model)
 
     def base(self, case: Case) -> BaseModel:
         loaded = self._load(case.cell.model)
@@ -114,8 +194,102 @@ class Shelf:
         return self._serve(self._current)
 
     def text(self, case: Case) -> Windows:
-        assert isinstance(case.workload, TextWorkload)
-        model, dataset = case.cell.model, case.workload.dataset
+        assert isinstance(case.workload, TextWorkload | FinetuneWorkload)
+        text = self._text(case.cell.model, case.workload.dataset)
+        refuse_too_few(text, case.workload.dataset)
+        for seen in case.cell.recipe.calibration_texts():
+            self._keep_apart(case, text, seen)
+        return text
+
+    def tuned(self, case: Case) -> Tuned:
+        """The model fine-tuned as the case's workload says, on text that is not scored."""
+        workload = case.workload
+        assert isinstance(workload, FinetuneWorkload)
+        model, text = self._load(case.cell.model), self.text(case)
+        training = self._text(case.cell.model, workload.training)
+        if shared_run(training, text) is not None:
+            raise SourceError(
+                f"finetune {workload.name}: training: dataset {workload.training.name} has text "
+                f"that {workload.dataset.name} scores; train on another"
+            )
+        return Tuned(
+            model,
+            case.cell.recipe,
+            lambda: self._quantized(case.cell),
+            training,
+            workload,
+            self._execution(case),
+        )
+
+    def items(self, case: Case) -> EncodedItems:
+        """The labelled items of the case's workload, as its model takes them."""
+        assert isinstance(case.workload, AccuracyWorkload)
+        return self._labelled(case.cell.model, case.workload.dataset)
+
+    def inputs(self, case: Case) -> list[Inputs]:
+        """What the case's workload gives the model, batch by batch."""
+        workload, model = case.workload, case.cell.model
+        assert isinstance(workload, (MemoryWorkload, EnergyWorkload))
+        if workload.labelled is not None:
+            return of_items(workload, self._labelled(model, workload.labelled))
+        assert workload.dataset is not None
+        return of_text(workload, self._text(model, workload.dataset))
+
+    def _labelled(self, named: Model, dataset: LabelledDataset) -> EncodedItems:
+        model = self._load(named)
+        if dataset.of == "texts" and model.tokenizer is None:
+            raise SourceError(f"model {named.name}: tokenizer: it has none")
+        key = named.name, dataset.name
+        if key not in self._items:
+            with self._preparing("items"):
+                exam = load_items(dataset)
+                _keep_unseen(named, dataset, exam)
+                self._items[key] = exam
+        return EncodedItems(self._items[key], model.tokenizer, dataset.longest)
+
+    def questions(self, case: Case) -> Questions:
+        """The items of the case's task; none that the quantized model was calibrated with."""
+        assert isinstance(case.workload, TaskWorkload)
+        tokenizer = self._load(case.cell.model).tokenizer
+        if tokenizer is None:
+            raise SourceError(f"model {case.cell.model.name}: tokenizer: it has none to ask with")
+        seen = self._seen(case)
+        with self._preparing("items"):
+            return load_questions(case.workload, tokenizer, seen)
+
+    def prompts(self, case: Case) -> Prompts:
+        """The prompts for the case's documents; none that the model was calibrated with."""
+        assert isinstance(case.workload, RougeWorkload)
+        model, seen = self._load(case.cell.model), self._seen(case)
+        with self._preparing("items"):
+            return load_prompts(case.workload, model, seen)
+
+    def _seen(self, case: Case) -> list[str]:
+        """The texts that the quantized model was calibrated with, window by window."""
+        model = case.cell.model
+        tokenizer = self._load(model).tokenizer
+        return [
+            tokenizer.decode(window)
+            for dataset in case.cell.recipe.calibration_texts()
+            for window in self._text(model, dataset).tokens
+            if tokenizer is not None
+        ]
+
+    def _keep_apart(self, case: Case, text: Windows, seen: Dataset) -> None:
+        """Nothing is scored that the quantized model was calibrated with, under whatever name."""
+        run = shared_run(self._text(case.cell.model, seen), text)
+        if run is None:
+            return
+        tokenizer = self._load(case.cell.model).tokenizer
+        assert isinstance(case.workload, TextWorkload | FinetuneWorkload)
+        text_name = case.workload.dataset.name
+        words = "" if tokenizer is None else f", such as {tokenizer.decode(run)!r}"
+        raise SourceError(
+            f"recipe {case.cell.recipe.name}: calibration: dataset {seen.name} has text that "
+            f"{text_name} scores{words}; calibrate with another text"
+        )
+
+    def _text(self, model: Model, dataset: Dataset) -> Windows:
         key = model.name, dataset.name
         if key not in self._texts:
             tokenizer = self._load(model).tokenizer
@@ -146,12 +320,12 @@ class Shelf:
         if self._cell is None or self._cell[0] != cell:
             self._drop_cell()
             how = method(cell.recipe.method)
-            if self._file is not None and self._file[0] == cell and self._path.is_file():
+            if self._file is not None and self._file[0] == cell and self._path.exists():
                 made = how.load(self._path, self.device)
             else:
-                module = self._load(cell.model).module
+                model = self._load(cell.model)
                 with self._preparing("quantize"):
-                    made = how.quantize(module, cell.recipe, serving_dtype(self.device))
+                    made = how.quantize(model, cell.recipe, serving_dtype(self.device))
             self._cell = cell, made
         return self._cell[1]
 
@@ -182,3 +356,19 @@ class Shelf:
         if self._file is not None:
             self._file[1].cleanup()
             self._file = None
+
+
+def _keep_unseen(model: Model, dataset: LabelledDataset, exam: LabelledItems) -> None:
+    """Nothing is classified that the model was trained with, under whatever name."""
+    source = model.source
+    if not isinstance(source, TrainedSource) or source.dataset == dataset:
+        return  # the parts of one dataset are apart
+    parts: tuple[Part, ...] = ("training", "validation")
+    for part in parts:
+        shared = shared_item(load_items(source.dataset, part), exam)
+        if shared is not None:
+            raise SourceError(
+                f"labelled {dataset.name}: model {model.name} was trained with an item of it, "
+                f"{shared}, by labelled {source.dataset.name}; raise the `items_limit` of that "
+                "one instead, whose parts are kept apart"
+            )

@@ -35,6 +35,8 @@ def write(reporter: pytest.TerminalReporter, session: Session) -> None:
         before = newest(folder, cases, but=[Path(path) for path in session.saved])
         for line in terminal.changes(session.in_order(), before):
             reporter.write_line(line)
+    for line in terminal.sources_of_energy(session.in_order()):
+        reporter.write_line(line)
     for line in terminal.uncalibrated(session.in_order()):
         reporter.write_line(line)
     for path in session.saved:

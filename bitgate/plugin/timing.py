@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bitgate.catalog import Case, Execution, PhaseWorkload
+from bitgate.catalog import Case, EnergyWorkload, Execution, PhaseWorkload
 from bitgate.plugin.session import Session
 
 if TYPE_CHECKING:
@@ -45,9 +45,12 @@ def measurement(session: Session, shelf: Shelf, case: Case, execution: Execution
 
 
 def charge(session: Session) -> None:
-    """Tell the budget what the launches will cost."""
-    if session.options.launches == 1:
-        return
+    """Tell the budget what the launches will cost, and which cases keep others waiting."""
     for case in session.due.values():
+        if isinstance(case.workload, EnergyWorkload) and session.quiet.enabled:
+            session.budget.alone.add(case.key)
         if isinstance(case.workload, PhaseWorkload):
-            session.budget.add(case.key, session.options.launches * LAUNCH_COST)
+            if session.options.launches > 1:
+                session.budget.add(case.key, session.options.launches * LAUNCH_COST)
+            if session.quiet.enabled:
+                session.budget.alone.add(case.key)

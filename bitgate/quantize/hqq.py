@@ -6,57 +6,78 @@ packing rules: hqq/core/bitpack.py and hqq/core/quantize.py of hqq 0.2.8.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bitgate import kernels
-from bitgate.catalog import Execution, Name, Recipe, nearest
+from bitgate.catalog import Dataset, Plan, Recipe, Rule, nearest
 from bitgate.kernels.affine import Affine, Grouping
 from bitgate.quantize import QuantizeError, Size
-from bitgate.quantize.shapes import LinearShape, ModelShapes, head_of, shapes_of
+from bitgate.quantize.file_sizes import Stored
+from bitgate.quantize.plans import Widths, widths
+from bitgate.quantize.replaced import ReplacedModel, read, replace
+from bitgate.quantize.replaced_sizes import StoredLayer, float_type, predicted_size
+from bitgate.quantize.selection import SelectiveRecipe, no_flag
+from bitgate.quantize.shapes import LinearShape, ModelShapes, shapes_of
 
 if TYPE_CHECKING:
     import torch
     from hqq.core.quantize import HQQLinear
-    from torch import nn
+    from torch import Tensor, nn
 
-    from bitgate.kernels.served import TorchServed
-
-
-def _no_flag(value: Any) -> Any:
-    """TOML's true equals 1, which is a bit width."""
-    if isinstance(value, bool):
-        raise ValueError("expected a number")
-    return value
+    from bitgate.sources import LoadedModel
 
 
-Bits = Annotated[Literal[8, 4, 3, 2, 1], BeforeValidator(_no_flag)]
-FORMAT = 1  #: of the files that `HqqModel.save` writes
+Bits = Annotated[Literal[8, 4, 3, 2, 1], BeforeValidator(no_flag)]
+BITS = (8, 4, 3, 2, 1)
+GROUPS_OF = 8  #: a group's size is a multiple of it
 
 
-class HqqRecipe(Recipe):
+class HqqRecipe(SelectiveRecipe):
     """Keys of a `[[recipe]]` with `method = "hqq"`."""
 
     method: Literal["hqq"] = "hqq"
-    bits: Bits
-    group_size: Annotated[int, Field(gt=0, multiple_of=8)]
-    axis: Annotated[Literal[0, 1], BeforeValidator(_no_flag)] = Field(
+    bits: Bits | None = None
+    group_size: Annotated[int, Field(gt=0, multiple_of=GROUPS_OF)] | None = None
+    plan: Plan | None = Field(
+        None, description="instead of both: which layers get how many; TOML gives its name"
+    )
+    axis: Annotated[Literal[0, 1], BeforeValidator(no_flag)] = Field(
         1, description="1 groups along the inputs, 0 along the outputs"
     )
     head: Bits | None = Field(None, description="bits of the output head; default: left alone")
-    layers: tuple[str, ...] = Field(
-        ("*",), strict=False, description="globs on the names of linear layers"
-    )
-    label: Name | None = Field(None, description="stands for `layers` in the recipe's name")
     solver: bool = Field(True, description="false: round to nearest, without optimization")
 
-    crossed: ClassVar[tuple[str, ...]] = ("bits", "group_size", "axis")
+    crossed: ClassVar[tuple[str, ...]] = ("bits", "group_size", "axis", "plan")
+    planned_by: ClassVar[tuple[str, ...]] = ("plan",)
+
+    @model_validator(mode="after")
+    def _bits_or_a_plan(self) -> HqqRecipe:
+        if self.plan is None:
+            for key in ("bits", "group_size"):
+                if getattr(self, key) is None:
+                    raise ValueError(f"{key}: this key is missing; `plan` would stand for it")
+            return self
+        for key in ("bits", "group_size", "axis", "head", *SelectiveRecipe.model_fields):
+            given = getattr(self, key)
+            if key not in Recipe.model_fields.keys() - {"bits", "group_size"} and (
+                given != type(self).model_fields[key].get_default()
+            ):
+                raise ValueError(f"{key}: leave it out, the plan says which layers get what")
+        _check_plan(self.plan)
+        return self
+
+    def calibration_texts(self) -> Iterator[Dataset]:
+        yield from super().calibration_texts()
+        if self.plan and self.plan.searched_on:
+            yield self.plan.searched_on
 
     @field_validator("kernel")
     @classmethod
@@ -66,25 +87,42 @@ class HqqRecipe(Recipe):
             raise ValueError(f"no kernel is called {name!r}; {nearest(name, known)}")
         return name
 
-    @model_validator(mode="after")
-    def _selection_has_a_name(self) -> HqqRecipe:
-        if self.layers != ("*",) and not self.label:
-            raise ValueError("`layers` needs a `label`, which tells this recipe apart in ids")
-        return self
+    def mixed(self) -> bool:
+        return super().mixed() or self.head not in (None, self.bits)
 
     def marks(self) -> Iterator[str]:
+        if self.plan:
+            yield f"plan-{self.plan.name}"
         if self.axis == 0:
             yield "axis0"
-        if self.label:
-            yield self.label
+        yield from self.selection()
         if self.head:
             yield f"head{self.head}"
         if not self.solver:
             yield "rtn"
-        yield from super().marks()
+        yield from Recipe.marks(self)
+
+
+def _check_plan(plan: Plan) -> None:
+    """Plans are of no method; which bits and groups there are, a method knows."""
+    rules = [(f"rule {n}", rule) for n, rule in enumerate(plan.rules, 1)]
+    entries: list[tuple[str, Plan | Rule]] = [("", plan)]
+    entries += [(f"{where}: ", rule) for where, rule in rules]
+    numbers = [(f"{where}bits", entry.bits) for where, entry in entries]
+    for key, bits in [*numbers, ("head", plan.head)]:
+        if bits is not None and bits not in BITS:
+            there = ", ".join(map(str, BITS))
+            raise ValueError(f"{plan.place}: {key}: hqq has no {bits} bits; there is {there}")
+    for where, entry in entries:
+        if entry.group_size is not None and entry.group_size % GROUPS_OF:
+            raise ValueError(
+                f"{plan.place}: {where}group_size: {entry.group_size} is no multiple of {GROUPS_OF}"
+            )
 
 
 RECIPE = HqqRecipe
+EXTRA = None
+OWN_KERNELS = (kernels.REFERENCE,)
 
 
 # --- sizes ---------------------------------------------------------------------------------
@@ -92,29 +130,40 @@ RECIPE = HqqRecipe
 
 def groupings(shapes: ModelShapes, recipe: HqqRecipe) -> dict[str, Grouping]:
     """How every layer that the recipe quantizes is cut into groups, by name."""
-    chosen: list[tuple[LinearShape, int]] = [
-        (linear, recipe.bits) for linear in shapes.select(recipe.layers)
-    ]
-    if not chosen:
-        raise QuantizeError(
-            f"recipe {recipe.name}: layers: no linear layer matches {list(recipe.layers)}; "
-            f"there is {', '.join(linear.name for linear in shapes.linears[:3])}, ..."
-        )
-    if recipe.head is not None:
-        if shapes.head is None:
-            raise QuantizeError(f"recipe {recipe.name}: head: the model has no linear output head")
-        chosen += [(s, recipe.head) for s in shapes.linears if s.name == shapes.head]
-    out = {}
-    for linear, bits in chosen:
-        grouping = Grouping(
-            linear.out_features, linear.in_features, bits, recipe.group_size, recipe.axis
-        )
-        if reason := unpackable(grouping):
-            raise QuantizeError(f"recipe {recipe.name}: {linear.name}: {grouping}: {reason}")
+    out: dict[str, Grouping] = {}
+    alike: dict[tuple[int, int, Widths], Grouping] = {}  # collection asks of thousands of cells
+    for linear, width in _chosen(shapes, recipe):
+        key = linear.out_features, linear.in_features, width
+        grouping = alike.get(key)
+        if grouping is None:
+            grouping = Grouping(linear.out_features, linear.in_features, *width, recipe.axis)
+            if reason := unpackable(grouping):
+                raise QuantizeError(f"recipe {recipe.name}: {linear.name}: {grouping}: {reason}")
+            alike[key] = grouping
         out[linear.name] = grouping
     return out
 
 
+def _chosen(shapes: ModelShapes, recipe: HqqRecipe) -> Iterator[tuple[LinearShape, Widths]]:
+    """The layers that the recipe quantizes, and to what; the head last."""
+    if recipe.plan is not None:
+        linears = {linear.name: linear for linear in shapes.linears}
+        for name, found in widths(recipe.plan, shapes).items():
+            yield linears[name], found
+        return
+    assert recipe.bits is not None
+    assert recipe.group_size is not None
+    width = Widths(recipe.bits, recipe.group_size)
+    for linear in recipe.selected(shapes):
+        yield linear, width
+    if recipe.head is not None:
+        if shapes.head is None:
+            raise QuantizeError(f"recipe {recipe.name}: head: the model has no linear output head")
+        head = next(linear for linear in shapes.linears if linear.name == shapes.head)
+        yield head, Widths(recipe.head, recipe.group_size)
+
+
+@cache
 def unpackable(grouping: Grouping) -> str | None:
     """Why hqq cannot pack a layer grouped like this; None if it can."""
     elements = grouping.out_features * grouping.in_features
@@ -148,54 +197,101 @@ def layer_bytes(grouping: Grouping, element: int) -> int:
     return code_bytes(grouping) + 2 * groups * element
 
 
+@cache
+def stored(grouping: Grouping, floats: str, bias: bool) -> StoredLayer:
+    """What is written of a layer; `floats` is the type of scale and zero."""
+    rows, columns = _packed_rows(grouping)
+    codes = Stored("U8", (rows * grouping.bits // 8, columns))
+    if grouping.bits == 3:
+        codes = Stored("I32", (math.ceil(rows / 10), columns))
+    groups = (rows, 1) if grouping.axis == 1 else (1, columns)
+    return StoredLayer(
+        parts={"codes": codes, "scale": Stored(floats, groups), "zero": Stored(floats, groups)},
+        meta=_meta(grouping),
+        bias=floats if bias else None,
+    )
+
+
+def _meta(grouping: Grouping) -> dict[str, Any]:
+    return {
+        "nbits": grouping.bits,
+        "group_size": grouping.group_size,
+        "axis": grouping.axis,
+        "shape": [grouping.out_features, grouping.in_features],
+    }
+
+
 def kernel(shapes: ModelShapes, recipe: HqqRecipe, device: str) -> str:
-    """The kernel that serves every quantized layer on `device`."""
-    return kernels.choose(recipe.kernel, device, groupings(shapes, recipe))
+    """The kernel that serves every quantized layer on `device`; where layers differ, by a plan or
+    in the head, the kernels that do."""
+    layers = groupings(shapes, recipe)
+    if recipe.mixed() and recipe.kernel == "auto":
+        return kernels.choose_each(device, layers)
+    return kernels.choose(recipe.kernel, device, layers)
 
 
 def predicted_bytes(shapes: ModelShapes, recipe: HqqRecipe, kernel: str, element: int) -> Size:
-    """The size from shapes alone. A tied head is one tensor with the embedding until it is
-    quantized; then the embedding stays beside it."""
+    """The size from shapes alone."""
     quantized = groupings(shapes, recipe)
-    rest = shapes.others
-    for linear in shapes.linears:
-        if linear.name not in quantized and not (linear.name == shapes.head and shapes.tied):
-            rest += linear.out_features * linear.in_features
-        rest += linear.out_features if linear.bias else 0
-    disk = rest * element + sum(layer_bytes(g, element) for g in quantized.values())
-    if kernel == kernels.REFERENCE:
-        memory = disk
-    else:
-        packed = kernels.kernel(kernel).packed_bytes
-        memory = rest * element + sum(packed(g) for g in quantized.values())
-    return Size(disk=disk, memory=memory + shapes.transient)
+    tensors = memory = shapes.left(quantized) * element + shapes.fixed
+    floats, biased = float_type(shapes, element), {x.name: x.bias for x in shapes.linears}
+    layers = {name: stored(g, floats, biased[name]) for name, g in quantized.items()}
+    for grouping, count in Counter(quantized.values()).items():
+        tensors += count * layer_bytes(grouping, element)
+        served = kernels.serving(kernel, grouping)
+        if served == kernels.REFERENCE:
+            memory += count * layer_bytes(grouping, element)
+        else:
+            memory += count * kernels.kernel(served).packed_bytes(grouping)
+    memory += shapes.transient
+    return predicted_size(
+        shapes, recipe, LAYERS.format, layers, element, tensors=tensors, memory=memory
+    )
 
 
 # --- quantizing ----------------------------------------------------------------------------
 
 
-def quantize(module: nn.Module, recipe: HqqRecipe, dtype: torch.dtype) -> HqqModel:
-    """Quantize `module`'s layers as the recipe says; everything else is shared with it.
+def quantize(model: LoadedModel, recipe: HqqRecipe, dtype: torch.dtype) -> ReplacedModel:
+    """Quantize the layers of a model as the recipe says; everything else is shared with it.
 
     Scale and zero are kept in `dtype`, as hqq does.
     """
     from hqq.core.quantize import HQQLinear
 
-    copy = share(module)
-    layers = groupings(shapes_of(module), recipe)
+    module = model.module
     device = str(next(module.parameters()).device)
-    for name, grouping in layers.items():
+
+    def make(layer: nn.Module, grouping: Grouping) -> nn.Module:
         with solver_in_blocks(device):
-            layer = HQQLinear(
-                module.get_submodule(name),
+            made = HQQLinear(
+                layer,
                 _library_config(grouping, recipe.solver),
                 compute_dtype=dtype,
                 device=device,
                 del_orig=False,
             )
-        layer.linear_layer = None  # else it would keep the base's weight alive
-        _put(copy, name, layer)
-    return HqqModel(copy, recipe, tuple(layers))
+        made.linear_layer = None  # else it would keep the base's weight alive
+        return made
+
+    layers = groupings(shapes_of(module), recipe)
+    made = replace(module, layers, make, expendable=model.expendable)
+    return HqqModel(made, recipe, tuple(layers), LAYERS, dtype)
+
+
+class HqqModel(ReplacedModel):
+    """Where layers differ, several kernels may serve."""
+
+    def kernel_of(self, name: str, kernel: str) -> str:
+        if kernels.JOINT not in kernel:
+            return kernel
+        return kernels.serving(kernel, grouping_of(self.layer(name).meta))
+
+
+def grouping_of(meta: Mapping[str, Any]) -> Grouping:
+    """How a layer is cut into groups, as it says itself."""
+    rows, columns = meta["shape"]
+    return Grouping(rows, columns, meta["nbits"], meta["group_size"], meta["axis"])
 
 
 def _library_config(grouping: Grouping, solver: bool) -> dict[str, Any]:
@@ -245,152 +341,50 @@ def solver_in_blocks(device: str, elements: int = 65536) -> Iterator[None]:
         Quantizer.optimize_weights = staticmethod(whole)
 
 
-def share(module: nn.Module) -> nn.Module:
-    """A copy of the module tree whose tensors are the original's own."""
-    from copy import deepcopy
+class _Layers:
+    """hqq's layers in a file of plain tensors; hqq's own format evaluates the name of a dtype."""
 
-    tensors = [*module.parameters(), *module.buffers()]
-    return deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    format = "bitgate-hqq-2"
+    recipe_type = HqqRecipe
 
-
-def _put(module: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, layer)
-
-
-class HqqModel:
-    """A model with HQQ layers in place of some linear layers."""
-
-    def __init__(self, module: nn.Module, recipe: HqqRecipe, layers: tuple[str, ...]) -> None:
-        self.module = module
-        self.recipe = recipe
-        self.layers = layers
-
-    def layer(self, name: str) -> HQQLinear:
-        return self.module.get_submodule(name)
-
-    def grouping(self, name: str) -> Grouping:
-        meta = self.layer(name).meta
-        rows, columns = meta["shape"]
-        return Grouping(rows, columns, meta["nbits"], meta["group_size"], meta["axis"])
-
-    def affine(self, name: str) -> Affine:
-        """A layer's codes, scale and zero, unpacked; groups must not cross rows."""
-        from hqq.core.quantize import Quantizer
-
-        grouping, meta = self.grouping(name), self.layer(name).meta
-        rows, columns, group = grouping.out_features, grouping.in_features, grouping.group_size
-        if grouping.axis != 1 or columns % group:
-            raise QuantizeError(f"{name}: {grouping}: a group crosses rows")
-        codes = Quantizer.unpack[meta["packing"]](self.layer(name).W_q)
-        return Affine(
-            grouping,
-            codes=codes[: rows * columns // group].reshape(rows, columns),  # 3 bits pad rows
-            scale=meta["scale"].reshape(rows, -1),
-            zero=meta["zero"].reshape(rows, -1),
-        )
-
-    def serve(self, execution: Execution) -> TorchServed:
+    def layer_class(self) -> type[nn.Module]:
         from hqq.core.quantize import HQQLinear
 
-        from bitgate.kernels.served import TorchServed
+        found: type[nn.Module] = HQQLinear
+        return found
 
-        module, layer_class = self.module, HQQLinear
-        if execution.kernel != kernels.REFERENCE:
-            packing = kernels.kernel(execution.kernel)
-            layer_class = packing.LAYER
-            module = share(self.module)
-            for name in self.layers:
-                _put(module, name, packing.pack(self.affine(name), self.layer(name).bias))
-        # count what stands there now, by its exact class: a library that swapped a layer, or
-        # left one alone, is seen here
-        found = sum(type(part) is layer_class for part in module.modules())
-        return TorchServed(module, execution, found, len(self.layers))
+    def tensors(self, layer: Any) -> dict[str, Tensor]:
+        meta = layer.meta
+        return {"codes": layer.W_q.data, "scale": meta["scale"], "zero": meta["zero"]}
 
-    # --- on disk -------------------------------------------------------------------------
+    def meta(self, layer: Any) -> dict[str, Any]:
+        return _meta(grouping_of(layer.meta))
 
-    def save(self, path: Path) -> None:
-        """One safetensors file: packed layers, the rest of the model, and its configuration.
+    def rebuild(
+        self,
+        recipe: HqqRecipe,
+        meta: Mapping[str, Any],
+        parts: Mapping[str, Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> HQQLinear:
+        import torch
+        from hqq.core.quantize import HQQLinear, Quantizer
+        from torch import nn
 
-        Everything is a plain tensor or JSON: reading it runs no code (hqq's own format evaluates
-        the name of a dtype).
-        """
-        from safetensors.torch import save_file
-
-        layers: dict[str, Any] = {}
-        tensors: dict[str, torch.Tensor] = {}
-        for name in self.layers:
-            layer = self.layer(name)
-            tensors[f"{name}.codes"] = layer.W_q.data
-            tensors[f"{name}.scale"] = layer.meta["scale"]
-            tensors[f"{name}.zero"] = layer.meta["zero"]
-            if layer.bias is not None:
-                tensors[f"{name}.bias"] = layer.bias
-            layers[name] = {k: layer.meta[k] for k in ("nbits", "group_size", "axis")}
-            layers[name]["shape"] = list(layer.meta["shape"])
-        inside = tuple(f"{name}." for name in self.layers)
-        seen: set[int] = set()
-        for key, tensor in self.module.state_dict().items():
-            # tied weights are written once, under their first name
-            if not key.startswith(inside) and tensor.data_ptr() not in seen:
-                seen.add(tensor.data_ptr())
-                tensors[key] = tensor
-        metadata = {
-            "format": f"bitgate-hqq-{FORMAT}",
-            "recipe": self.recipe.model_dump_json(exclude_defaults=True),
-            "layers": json.dumps(layers),
-            "config": self.module.config.to_json_string(use_diff=False),
-        }
-        save_file({k: t.contiguous() for k, t in tensors.items()}, path, metadata)
-
-
-def load(path: Path, device: str = "cpu") -> HqqModel:
-    """The model that `HqqModel.save` wrote, with bit-identical tensors."""
-    import torch
-    from hqq.core.quantize import HQQLinear, Quantizer
-    from safetensors import SafetensorError, safe_open
-    from torch import nn
-
-    from bitgate.sources.architecture import config_from, uninitialized
-
-    try:
-        opened = safe_open(path, "pt", device=device)
-    except SafetensorError as error:
-        raise QuantizeError(f"{path}: not a safetensors file: {error}") from None
-    with opened as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != f"bitgate-hqq-{FORMAT}":
-            raise QuantizeError(
-                f"{path}: expected format bitgate-hqq-{FORMAT}, got {metadata.get('format')!r}"
-            )
-        recipe = HqqRecipe.model_validate_json(metadata["recipe"])
-        layers: dict[str, dict[str, Any]] = json.loads(metadata["layers"])
-        config = config_from(json.loads(metadata["config"]))
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-    def take(key: str) -> torch.Tensor:
-        if key not in tensors:
-            raise QuantizeError(f"{path}: the file lacks {key}")
-        return tensors.pop(key)
-
-    parts = {n: {part: take(f"{n}.{part}") for part in ("codes", "scale", "zero")} for n in layers}
-    dtype = next(iter(parts.values()))["scale"].dtype
-    module = uninitialized(config, dtype)
-    module.tie_weights()
-    for name, meta in layers.items():
+        grouping = grouping_of(meta)
         rows, columns = meta["shape"]
-        grouping = Grouping(rows, columns, meta["nbits"], meta["group_size"], meta["axis"])
         settings = _library_config(grouping, recipe.solver)
+        device = str(parts["codes"].device)
         layer = HQQLinear(None, settings, compute_dtype=dtype, device=device, initialize=False)
         packing = Quantizer.bit_to_packing[meta["nbits"]]
-        layer.W_q = nn.Parameter(parts[name]["codes"], requires_grad=False)
-        biased = module.get_submodule(name).bias is not None
-        layer.bias = take(f"{name}.bias") if biased else None
+        layer.W_q = nn.Parameter(parts["codes"], requires_grad=False)
+        layer.bias = bias
         layer.meta = {
             **meta,
             "shape": torch.Size(meta["shape"]),
-            "scale": parts[name]["scale"],
-            "zero": parts[name]["zero"],
+            "scale": parts["scale"],
+            "zero": parts["zero"],
             "packing": packing,
             "unpack_view_dtype": Quantizer.unpack_view_dtype[packing],
             "view_as_float": False,
@@ -400,19 +394,35 @@ def load(path: Path, device: str = "cpu") -> HqqModel:
         }
         layer.out_features, layer.in_features = rows, columns
         layer.ready = layer.in_gpu = True
-        _put(module, name, layer)
-    module.load_state_dict(tensors, strict=False, assign=True)
-    head = head_of(module)
-    if head is not None and head not in layers:
-        module.tie_weights()
-    _refuse_gaps(module, tensors, layers, path)
-    return HqqModel(module.to(device).eval().requires_grad_(False), recipe, tuple(layers))
+        return layer
+
+    def dequantize(self, layer: Any) -> Tensor:
+        weight: Tensor = layer.dequantize()
+        return weight
+
+    def affine(self, layer: Any) -> Affine:
+        """Unpacked; groups must not cross rows."""
+        from hqq.core.quantize import Quantizer
+
+        meta = layer.meta
+        grouping = grouping_of(meta)
+        rows, columns = meta["shape"]
+        if grouping.axis != 1 or columns % grouping.group_size:
+            raise QuantizeError(f"{grouping}: a group crosses rows")
+        codes = Quantizer.unpack[meta["packing"]](layer.W_q)
+        return Affine(
+            grouping,
+            # 3 bits pad rows
+            codes=codes[: rows * columns // grouping.group_size].reshape(rows, columns),
+            scale=meta["scale"].reshape(rows, -1),
+            zero=meta["zero"].reshape(rows, -1),
+        )
 
 
-def _refuse_gaps(module: nn.Module, tensors: Any, layers: Any, path: Path) -> None:
-    """Every tensor of the model must have come from the file, directly or by a tie."""
-    given = {tensor.data_ptr() for tensor in tensors.values()}
-    inside = tuple(f"{name}." for name in layers)
-    for key, tensor in module.state_dict().items():
-        if not key.startswith(inside) and tensor.data_ptr() not in given:
-            raise QuantizeError(f"{path}: the file lacks {key}")
+LAYERS = _Layers()
+
+
+def load(path: Path, device: str = "cpu") -> ReplacedModel:
+    """The model that `quantize` made and `save` wrote, with bit-identical tensors."""
+    made = read(path, device, LAYERS)
+    return HqqModel(made.module, made.recipe, made.layers, made.codec, made.dtype)

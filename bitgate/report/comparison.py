@@ -29,7 +29,7 @@ MARKS: dict[Verdict, tuple[str, str]] = {
 ASPECTS = {
     **dict.fromkeys(("s", "ms", "token/s", "item/s"), "speed"),
     **dict.fromkeys(("MiB", "GiB", "B", "layers"), "size"),
-    **dict.fromkeys(("J", "Wh", "kWh", "W", "J/token", "kg", "g"), "energy"),
+    **dict.fromkeys(("kWh", "J/token", "J/item", "kg CO2eq"), "energy"),
 }
 ORDER = ("quality", "size", "memory", "speed", "energy")
 
@@ -56,9 +56,11 @@ def aspect(change: Change) -> str:
     value = change.now or change.then
     if not change.metric or value is None:
         return ""
-    if change.metric == "speedup":
+    if change.timed:
         return "speed"
-    if "memory" in change.metric:
+    if "energy" in change.metric:
+        return "energy"
+    if "memory" in change.metric or "peak" in change.metric:
         return "memory"
     return ASPECTS.get(value.unit, "quality")
 
@@ -110,7 +112,7 @@ def terminal(found: SideBySide) -> Iterator[Any]:
     from rich.text import Text
 
     for name, reference in (("A", found.a), ("B", found.b)):
-        yield Text(f"{name}  {_headline(reference)}", no_wrap=True)
+        yield Text(f"{name}  {headline(reference)}", no_wrap=True)
     for title, changes in found.sections:
         if not title:
             for change in changes:
@@ -135,7 +137,8 @@ def terminal(found: SideBySide) -> Iterator[Any]:
     yield Text(counts(found.changes), style="bold")
 
 
-def _headline(reference: Reference) -> str:
+def headline(reference: Reference) -> str:
+    """Which runs, when, of how many cases, and what is wrong with them."""
     run: SavedRun = reference.runs[0]
     parts = [reference.title, run.when[:19].replace("T", " "), f"{len(reference.cases)} cases"]
     if trouble := [r for r in reference.runs if not r.passed]:
@@ -167,11 +170,11 @@ def markdown(found: SideBySide) -> str:
     """For a pull request: the verdict first, then tables."""
     lines = [f"**{counts(found.changes)}**", ""]
     for name, reference in (("A", found.a), ("B", found.b)):
-        lines.append(f"- {name}: {_headline(reference)}")
-    lines += ["", *(f"- {_escaped(line)}" for line in _sentences(found)), ""]
+        lines.append(f"- {name}: {headline(reference)}")
+    lines += ["", *(f"- {escaped(line)}" for line in _sentences(found)), ""]
     for title, changes in found.sections:
         if not title:
-            lines += [f"- {_mark(c.verdict)} `{c.case}`: {_escaped(c.text)}" for c in changes]
+            lines += [f"- {_mark(c.verdict)} `{c.case}`: {escaped(c.text)}" for c in changes]
             lines.append("")
             continue
         lines += [
@@ -183,7 +186,7 @@ def markdown(found: SideBySide) -> str:
         for change in changes:
             metric, then, now, how, verdict = cells(change)
             row = (f"`{change.case}`", metric, then, now, how, f"{_mark(change.verdict)} {verdict}")
-            lines.append("| " + " | ".join(map(_escaped, row)) + " |")
+            lines.append("| " + " | ".join(map(escaped, row)) + " |")
         lines.append("")
     return "\n".join(lines)
 
@@ -192,7 +195,8 @@ def _mark(verdict: Verdict) -> str:
     return MARKS[verdict][0]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """For a cell of a table."""
     return text.replace("|", "\\|")
 
 
@@ -204,8 +208,8 @@ def as_json(found: SideBySide) -> str:
     return json.dumps(
         {
             "schema": 1,
-            "a": _run(found.a),
-            "b": _run(found.b),
+            "a": run_json(found.a),
+            "b": run_json(found.b),
             "alpha": ALPHA,
             "counts": dict(Counter(change.verdict for change in found.changes)),
             "changes": [_change(change) for change in found.changes],
@@ -215,7 +219,8 @@ def as_json(found: SideBySide) -> str:
     )
 
 
-def _run(reference: Reference) -> dict[str, Any]:
+def run_json(reference: Reference) -> dict[str, Any]:
+    """The runs that a reference is made of."""
     return {
         "asked": reference.asked,
         "runs": [
@@ -237,31 +242,33 @@ def _change(change: Change) -> dict[str, Any]:
         "case": change.case,
         "metric": change.metric or None,
         "aspect": aspect(change) or None,
-        "a": _value(change.then),
-        "b": _value(change.now),
+        "a": value_json(change.then),
+        "b": value_json(change.now),
         "scale": change.scale,
-        "change": _finite(change.change),
-        "interval": None if interval is None else [_finite(x) for x in interval],
+        "change": finite(change.change),
+        "interval": None if interval is None else [finite(x) for x in interval],
         "tolerance": change.tolerance if change.judge else None,
-        "p": _finite(change.p),
+        "p": finite(change.p),
         "verdict": change.verdict,
         "why": change.why,
         "text": change.text,
     }
 
 
-def _value(measured: Value | None) -> Mapping[str, Any] | None:
+def value_json(measured: Value | None) -> Mapping[str, Any] | None:
+    """A metric, whose interval is null where it is exact."""
     if measured is None:
         return None
     bounds = measured.bounds
     return {
-        "value": _finite(measured.value),
-        "low": None if bounds is None else _finite(bounds.low),
-        "high": None if bounds is None else _finite(bounds.high),
+        "value": finite(measured.value),
+        "low": None if bounds is None else finite(bounds.low),
+        "high": None if bounds is None else finite(bounds.high),
         "unit": measured.unit,
         "better": measured.better,
     }
 
 
-def _finite(x: float | None) -> float | None:
+def finite(x: float | None) -> float | None:
+    """None for what JSON cannot say."""
     return x if x is not None and math.isfinite(x) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bitgate.catalog import PhaseWorkload, TextWorkload
+from bitgate.catalog import Kind
 from bitgate.history.record import OUTCOMES, Result
 from bitgate.history.runs import Before
 from bitgate.measure.processes import ASSUMED, UNKNOWN
@@ -48,23 +49,44 @@ def render(results: Sequence[Result], *, width: int, colour: bool) -> str:
 
 
 def _tables(results: Sequence[Result], *, narrow: bool) -> Iterator[Table]:
-    """One table per model, one line per cell; figures are broken only where it is too narrow."""
+    """Tables per model, one line per cell; figures are broken only where it is too narrow."""
     by_model: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         cell = result.case.cell
         by_model.setdefault(cell.model.name, {}).setdefault(cell.recipe.name, []).append(result)
-    for model, cells in by_model.items():
-        columns = [c for c in COLUMNS if any(c.cells(found) for found in cells.values())]
+    for (model, cells), (about, kinds) in itertools.product(by_model.items(), GROUPS.items()):
+        shown = {name: some for name, found in cells.items() if (some := _of(found, kinds))}
+        if not shown:
+            continue
+        columns = [c for c in COLUMNS if any(c.cells(found) for found in shown.values())]
         table = Table(
-            title=model, title_justify="left", title_style="bold", box=None, pad_edge=False
+            title=f"{model}{about}",
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
         )
         table.add_column("recipe", no_wrap=True)
         for column in columns:
             table.add_column(column.title, justify="right", overflow="fold", no_wrap=not narrow)
         table.add_column("verdict", no_wrap=True)
-        for recipe, found in cells.items():
+        for recipe, found in shown.items():
             table.add_row(recipe, *("\n".join(c.cells(found)) for c in columns), _worst(found))
         yield table
+
+
+#: what is shown in one table, and what its title says of it beside the model
+GROUPS: dict[str, tuple[Kind, ...]] = {
+    "": ("quantize", "perplexity", "accuracy", "decode", "prefill"),
+    ": tasks and summaries": ("task", "rouge"),
+    ": fine-tuning": ("finetune",),
+    ": peak memory": ("memory",),
+    ": energy": ("energy",),
+}
+
+
+def _of(results: Iterable[Result], kinds: Iterable[Kind]) -> list[Result]:
+    return [result for result in results if result.case.kind in kinds]
 
 
 class _Column:
@@ -92,8 +114,7 @@ class _Column:
 
 
 def _which(result: Result) -> str:
-    workload = result.case.workload
-    return workload.name if isinstance(workload, (TextWorkload, PhaseWorkload)) else ""
+    return result.case.workload.name
 
 
 def _plus_minus(digits: int, scale: float = 1.0) -> Any:
@@ -110,6 +131,15 @@ def _plus_minus(digits: int, scale: float = 1.0) -> Any:
     return write
 
 
+def _energy(scale: float) -> Any:
+    """Three digits; what no instrument has measured is marked."""
+
+    def write(metric: Metric) -> str:
+        return f"{'≈ ' if metric.modelled else ''}{number(scale * metric.value, 3)}"
+
+    return write
+
+
 COLUMNS = (
     _Column("MiB", "size_mib", "quantize", lambda m: f"{m.value:.1f}"),
     _Column("quantize", "quantize_seconds", "quantize", lambda m: f"{m.value:.0f} s"),
@@ -117,9 +147,29 @@ COLUMNS = (
     _Column("ratio to base", "perplexity_ratio", "perplexity", _plus_minus(3)),
     _Column("KL, nat", "kl_divergence", "perplexity", _plus_minus(3)),
     _Column("same top-1, %", "top1_agreement", "perplexity", _plus_minus(1, 100)),
+    _Column("accuracy, %", "accuracy", "accuracy", _plus_minus(1, 100)),
+    _Column("to base, points", "accuracy_difference", "accuracy", _plus_minus(1, 100)),
+    _Column("same class, %", "top1_agreement", "accuracy", _plus_minus(1, 100)),
+    _Column("accuracy, %", "accuracy", "task", _plus_minus(1, 100)),
+    _Column("to base, points", "accuracy_difference", "task", _plus_minus(1, 100)),
+    _Column("ROUGE-L to base", "rougeL", "rouge", _plus_minus(2)),
+    _Column("tuned, nat", "training_gain", "finetune", _plus_minus(3)),
+    _Column("merged, %", "gain_kept", "finetune", _plus_minus(1, 100)),
+    _Column("deployed, %", "deployed_gain", "finetune", _plus_minus(1, 100)),
+    _Column("tuned ratio", "deployed_ratio", "finetune", _plus_minus(3)),
+    _Column("evaluation ×", "evaluation_speedup", "accuracy", _plus_minus(2)),
     _Column("decode ×", "speedup", "decode", _plus_minus(2)),
     _Column("tok/s", "tokens_per_second", "decode", lambda m: f"{m.value:.1f}"),
     _Column("prefill ×", "speedup", "prefill", _plus_minus(2)),
+    _Column("peak, MiB", "peak_evaluate_mib", "memory", lambda m: f"{m.value:.0f}"),
+    _Column("of base", "peak_evaluate_ratio", "memory", lambda m: f"{100 * m.value:.0f} %"),
+    _Column("quantizing, MiB", "peak_quantize_mib", "memory", lambda m: f"{m.value:.0f}"),
+    _Column("quantizing, mWh", "quantize_kwh", "energy", _energy(1e6)),
+    _Column("evaluating, mWh", "evaluate_kwh", "energy", _energy(1e6)),
+    _Column("J/token", "joules_per_token", "energy", _energy(1)),
+    _Column("J/item", "joules_per_item", "energy", _energy(1)),
+    _Column("energy ×", "energy_ratio", "energy", _energy(1)),
+    _Column("mg CO2eq", "evaluate_kg_co2eq", "energy", _energy(1e6)),
 )
 
 
@@ -147,6 +197,17 @@ def _reasons(results: Iterable[Result]) -> Iterator[Text]:
 def _line(outcome: str, result: Result, why: str) -> Text:
     mark, style = MARKS[outcome]
     return Text.assemble((mark, style), f" {result.case.key}: {why}")
+
+
+def sources_of_energy(results: Iterable[Result]) -> list[str]:
+    """A line for each source that figures of energy have; modelled ones are marked with ≈."""
+    found = {
+        metric.by: "≈, " if metric.modelled else ""
+        for result in results
+        for metric in result.metrics
+        if metric.name.endswith("_kwh")
+    }
+    return [f"energy: {mark}{by}" for by, mark in found.items()]
 
 
 def uncalibrated(results: Iterable[Result]) -> list[str]:

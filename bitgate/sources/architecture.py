@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitgate.catalog import Model, nearest
+from bitgate.catalog import LabelledDataset, Model, Task, nearest
 from bitgate.sources.errors import SourceError
 from bitgate.sources.imports import import_transformers
 
@@ -17,7 +22,15 @@ if TYPE_CHECKING:
 
 
 #: keys that transformers reads although its configurations no longer have them
-STILL_READ = {"num_labels", "rope_scaling", "rope_theta", "torch_dtype"}
+STILL_READ = {
+    "id2label",
+    "label2id",
+    "num_labels",
+    "pad_token_id",
+    "rope_scaling",
+    "rope_theta",
+    "torch_dtype",
+}
 
 
 def read_config(model: Model, directory: Path | None) -> PreTrainedConfig:
@@ -40,16 +53,36 @@ def read_config(model: Model, directory: Path | None) -> PreTrainedConfig:
 def config_from(config: Mapping[str, Any]) -> PreTrainedConfig:
     """A configuration from its fields, `model_type` among them."""
     import_transformers()
-    from transformers import AutoConfig
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-    fields = dict(config)
+    fields = deepcopy(dict(config))  # transformers adds to nested ones, such as rope_scaling
     kind = fields.pop("model_type", None)
     if kind is None:
         raise SourceError("config: the key `model_type` is missing, such as 'llama'")
+    if kind not in CONFIG_MAPPING:
+        raise SourceError(
+            f"config: model_type: transformers {version('transformers')} knows no {kind!r}; "
+            f"{nearest(str(kind), CONFIG_MAPPING)}"
+        )
     try:
         return AutoConfig.for_model(kind, **fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"config: {error}") from error
+    except (ValueError, KeyError, TypeError, ArithmeticError, StrictDataclassError) as error:
+        raise SourceError(f"config: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    """What an error is about, where the library first says in which of its parts it was found."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"^\s*\w+Error: ", "", lines[-1])
+
+
+def config_again(saved: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration that was written as this JSON, in which some say more under other keys."""
+    import_transformers()
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[saved["model_type"]].from_dict(deepcopy(dict(saved)))
 
 
 def _refuse_unknown_keys(config: Any, given: Mapping[str, Any]) -> None:
@@ -62,23 +95,125 @@ def _refuse_unknown_keys(config: Any, given: Mapping[str, Any]) -> None:
         )
 
 
-def skeleton(config: PreTrainedConfig) -> nn.Module:
+#: what a model's shapes follow from, as transformers calls it in every configuration that has it
+SHAPING = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
+
+
+def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
+    """A configuration from the fields of a `config.json`, whose library takes its own default for
+    what is missing: the shapes would be another model's.
+
+    Raises:
+        SourceError: if one is missing, or the architecture is not known.
+    """
+    for key in SHAPING:
+        if isinstance(number := given.get(key), int) and number <= 0:
+            raise SourceError(f"config: {key}: expected a number above 0, got {number}")
+    config = config_from(given)
+    missing = list(_missing(config, given, ""))
+    for name in ("text_config", "vision_config"):  # of models that take both
+        if isinstance(inner := given.get(name), Mapping):
+            missing += _missing(getattr(config, name), inner, f"{name}.")
+    if missing:
+        one = len(missing) == 1
+        raise SourceError(
+            f"config: {', '.join(missing)}: {'this key is' if one else 'these keys are'} missing, "
+            f"and the shapes of {config.model_type} follow from {'it' if one else 'them'}"
+        )
+    return config
+
+
+def _missing(config: Any, given: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Keys that shapes follow from and that only the library's default says."""
+    known = {field.name for field in dataclasses.fields(config)}
+    for standard in SHAPING:
+        key = config.attribute_map.get(standard, standard)
+        if key in known and getattr(config, key) is not None and not {key, standard} & given.keys():
+            yield where + key
+
+
+#: what a model ends in, by task
+HEADS: dict[Task, str] = {
+    "causal-lm": "ForCausalLM",
+    "text-classification": "ForSequenceClassification",
+    "image-classification": "ForImageClassification",
+}
+
+
+def auto_class(task: Task) -> Any:
+    """transformers' class that makes a model for this task of any architecture that has one."""
+    import_transformers()
+    import transformers
+
+    return getattr(transformers, f"AutoModel{HEADS[task]}")
+
+
+def made(config: PreTrainedConfig, task: Task, **options: Any) -> nn.Module:
+    """The model of a configuration; where transformers has several for a task, the first.
+
+    Raises:
+        SourceError: if the architecture has nothing for this task, or is of a library that is
+            missing.
+    """
+    if config.model_type == "timm_wrapper" and find_spec("timm") is None:
+        raise SourceError(
+            "config.model_type: timm_wrapper is a model of timm, which is not installed: "
+            "pip install 'bitgate[images]'"
+        )
+    config.architectures = config.architectures or []
+    try:
+        module: nn.Module = auto_class(task).from_config(config, trust_remote_code=False, **options)
+    except (ValueError, ImportError) as error:  # the latter: nothing of that name in timm
+        if "Unrecognized configuration class" in str(error):  # and all that would be, by name
+            raise SourceError(
+                f"config: transformers has no {HEADS[task]} of {config.model_type}"
+            ) from None
+        raise SourceError(f"config: {error}") from error
+    return module
+
+
+def task_of(module: nn.Module) -> Task:
+    """What a model is asked, by the name of its class."""
+    name = type(module).__name__
+    return next((task for task, ending in HEADS.items() if name.endswith(ending)), "causal-lm")
+
+
+def config_text(config: PreTrainedConfig) -> str:
+    """A configuration as JSON, with all defaults, but not where it was read from and in which
+    dtype: the same for a model and its skeleton."""
+    text: str = config.to_json_string(use_diff=False)
+    kept = {k: v for k, v in json.loads(text).items() if k not in ("_name_or_path", "dtype")}
+    return json.dumps(kept)
+
+
+def skeleton(config: PreTrainedConfig, task: Task = "causal-lm") -> nn.Module:
     """The model on the meta device: every shape, no memory."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return made(config, task)
 
 
-def uninitialized(config: PreTrainedConfig, dtype: Any) -> nn.Module:
+def uninitialized(config: PreTrainedConfig, dtype: Any, task: Task = "causal-lm") -> nn.Module:
     """The model on the CPU with whatever its memory held; its buffers are computed."""
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        module: nn.Module = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=False
-        )
+        module = made(config, task, dtype=dtype)
     module.tie_weights()  # skipped together with the initialization
     return module
+
+
+def labels_of(dataset: LabelledDataset) -> dict[str, Any]:
+    """What a configuration says of classes."""
+    return {
+        "num_labels": len(dataset.classes),
+        "id2label": dict(enumerate(dataset.classes)),
+        "label2id": {name: number for number, name in enumerate(dataset.classes)},
+    }

@@ -54,6 +54,12 @@ def once(area: str, *key: str | int, build: Callable[[Path], None], label: str) 
         return final
 
 
+def built(area: str, *key: str | int) -> Path | None:
+    """The folder that `once` has filled for this key; None if it has not."""
+    folder = cache_directory() / area / _address(key)
+    return folder if folder.is_dir() else None
+
+
 def _address(key: tuple[str | int, ...]) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 

@@ -22,6 +22,10 @@ class HubUnavailable(SourceError):  # noqa: N818 - a state of the world, and exp
     """The model hub cannot be reached from here and the cache does not have what is asked for."""
 
 
+class DoesNotFit(SourceError):  # noqa: N818 - a state of this machine, and another may have room
+    """Something needs more memory than there is; the message has the arithmetic."""
+
+
 @contextmanager
 def blaming(entry: str) -> Iterator[None]:
     """Name the catalog entry, such as `model llama-3.2-1b`, in every source error inside.

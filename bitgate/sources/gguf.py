@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from bitgate.sources.cache import once
+from bitgate.sources.cache import built, explaining_os_errors, once
 from bitgate.sources.errors import SourceError
 from bitgate.sources.fetch import SingleFile, fetch, identity
 from bitgate.sources.memory import check_fits
@@ -16,7 +17,7 @@ from bitgate.sources.progress import track
 from bitgate.sources.quiet import without_bars
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 CONVERTER = 1  #: raise it when the conversion's result changes
 _HEADROOM = 2.2  # the dequantized tensors exist twice for a moment
@@ -34,6 +35,27 @@ def gguf_directory(source: SingleFile, label: str) -> Path:
     return once("gguf", *conversion_key(source), build=build, label=label)
 
 
+def gguf_config(source: SingleFile, label: str) -> PreTrainedConfig:
+    """The model's configuration: of the converted file if there is one, else of the file's header.
+
+    No tensor is read. A file that is not on this machine is fetched, and does not stay.
+    """
+    from transformers import AutoConfig
+
+    converted = built("gguf", *conversion_key(source))
+    if converted is not None:
+        return AutoConfig.from_pretrained(converted, trust_remote_code=False)
+    with TemporaryDirectory(prefix="bitgate-gguf-") as folder, explaining_os_errors():
+        return _header(fetch(source, Path(folder), label))
+
+
+def _header(file: Path) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    with without_bars(), _without_reader_bar(), _explaining(file.name):
+        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+
+
 def conversion_key(source: SingleFile) -> tuple[str | int, ...]:
     """Everything that determines the converted weights."""
     import transformers
@@ -44,22 +66,27 @@ def conversion_key(source: SingleFile) -> tuple[str | int, ...]:
 def convert(file: Path, into: Path, label: str) -> None:
     """Dequantize a GGUF file to fp32 and save it the way transformers does."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, gguf = file.parent, file.name
     with track(f"{label}: convert {gguf}"), without_bars(), _without_reader_bar():
-        try:
-            config = AutoConfig.from_pretrained(folder, gguf_file=gguf)
-            check_fits(config, torch.float32, "cpu", _HEADROOM)
+        with _explaining(gguf):
+            check_fits(_header(file), torch.float32, "cpu", _HEADROOM)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
             module = AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=gguf, dtype=torch.float32, trust_remote_code=False
             )
-        except (ValueError, KeyError, IndexError, NotImplementedError) as error:
-            raise SourceError(f"{gguf} cannot be read as GGUF: {error}") from error
         _forget_quantization(module)
         module.save_pretrained(into)
         tokenizer.save_pretrained(into)
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise SourceError(f"{name} cannot be read as GGUF: {error}") from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ They stay in the hub library's own cache, which other tools of the user share; i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,32 @@ def fetch_snapshot(source: HubSource, label: str) -> Path:
     raise SourceError(f"{source.repo} has neither .safetensors nor .bin weights at its top level")
 
 
+def fetch_config_file(source: HubSource, label: str) -> Path:
+    """The directory with the repository's `config.json`, perhaps without anything else."""
+    from huggingface_hub import hf_hub_download
+
+    with track(f"{label}: look at {source.repo}"), _explaining(source):
+        return Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).parent
+
+
+def newest_revision(repo: str) -> str:
+    """The commit that a model's repository is at now, 40 hex digits."""
+    from huggingface_hub import HfApi
+
+    with _explaining(HubSource(kind="hub", repo=repo, revision="0" * 40)):
+        return str(HfApi().model_info(repo).sha)
+
+
 def fetch_column(source: HubSource, column: str, label: str) -> list[str]:
-    """One text column of a dataset, a string per record."""
+    """One text column of a dataset, a string per record; a record of several texts, such as the
+    turns of a conversation, is these with an empty line between."""
+    records = fetch_records(source, (column,), label)[column]
+    return ["\n\n".join(x) if isinstance(x, list) else str(x) for x in records]
+
+
+def fetch_records(source: HubSource, columns: Sequence[str], label: str) -> Any:
+    """A split of a dataset, which has at least these columns: a record by its number, or a column
+    by its name."""
     import datasets
 
     if source.split is None:
@@ -41,11 +65,11 @@ def fetch_column(source: HubSource, column: str, label: str) -> list[str]:
         records = datasets.load_dataset(
             source.repo, source.subset, split=source.split, revision=source.revision
         )
-    if column not in records.column_names:
-        raise SourceError(
-            f"{source.repo} has no column {column!r}; there is {', '.join(records.column_names)}"
-        )
-    return [str(text) for text in records[column]]
+    for column in columns:
+        if column not in records.column_names:
+            there = ", ".join(records.column_names)
+            raise SourceError(f"{source.repo} has no column {column!r}; there is {there}")
+    return records
 
 
 def _snapshot(source: HubSource, patterns: list[str], task: Task) -> str:
@@ -80,6 +104,14 @@ def _reporting_bar(task: Task) -> type[Any]:
 
 
 @contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Say what goes wrong while another library fetches something from the hub, of whatever
+    revision it wants."""
+    with _explaining(HubSource(kind="hub", repo=what, revision="0" * 40)):
+        yield
+
+
+@contextmanager
 def _explaining(source: HubSource) -> Iterator[None]:
     with explaining_os_errors():
         try:
@@ -110,13 +142,17 @@ def _explain(source: HubSource, error: Exception) -> SourceError | None:
         )
     if isinstance(error, ConnectionError | errors.LocalEntryNotFoundError) or _is_http(error):
         return HubUnavailable(
-            f"the model hub cannot be reached to fetch {source.repo} at {source.revision[:12]}, "
+            f"the model hub cannot be reached to fetch {source.repo}{_at(source)}, "
             "and the hub's cache does not have all of it. Check the network, HF_ENDPOINT, "
             f"HF_HUB_OFFLINE and the proxy settings ({_first_line(error)})"
         )
     if isinstance(error, ValueError | errors.EntryNotFoundError):
         return SourceError(f"{source.repo}: {error}")
     return None
+
+
+def _at(source: HubSource) -> str:
+    return f" at {source.revision[:12]}" if source.revision.strip("0") else ""
 
 
 def _is_named(error: Exception, name: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitgate.catalog import Task
 from bitgate.sources.architecture import skeleton
-from bitgate.sources.errors import SourceError
+from bitgate.sources.errors import DoesNotFit
 
 if TYPE_CHECKING:
     import torch
@@ -20,23 +21,27 @@ _CGROUPS = (  # limit, usage, and the file whose `inactive_file` the kernel take
 
 
 def check_fits(
-    config: PreTrainedConfig, dtype: torch.dtype, device: str, headroom: float = HEADROOM
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: str,
+    headroom: float = HEADROOM,
+    task: Task = "causal-lm",
 ) -> None:
-    """Raise a SourceError with the arithmetic if the model needs more memory than there is."""
-    parameters = count_parameters(config)
+    """Raise DoesNotFit with the arithmetic if the model needs more memory than there is."""
+    parameters = count_parameters(config, task)
     needed = int(parameters * dtype.itemsize * headroom)
     available = available_memory(device)
     if needed > available:
-        raise SourceError(
+        raise DoesNotFit(
             f"does not fit in the memory of {device}: {parameters:,} parameters x "
             f"{dtype.itemsize} bytes ({dtype}) x {headroom:g} headroom = {_gib(needed)} needed, "
             f"{_gib(available)} available. Free memory, choose a smaller dtype or another device"
         )
 
 
-def count_parameters(config: PreTrainedConfig) -> int:
+def count_parameters(config: PreTrainedConfig, task: Task = "causal-lm") -> int:
     """The number of parameters, tied ones once, from the shapes alone."""
-    return sum(parameter.numel() for parameter in skeleton(config).parameters())
+    return sum(parameter.numel() for parameter in skeleton(config, task).parameters())
 
 
 def available_memory(device: str) -> int:

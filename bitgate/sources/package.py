@@ -93,6 +93,8 @@ def _pip_download(source: PackageSource) -> list[str]:
         command += ["--platform", source.platform]
     if source.python or source.platform:
         command += ["--only-binary", ":all:"]
+    if source.sdist:
+        command += ["--no-binary", source.package]
     return command
 
 
@@ -145,7 +147,7 @@ def _explain(source: PackageSource, output: str, scarce: bool) -> Exception:
     elif "No matching distribution found" in output:
         python = f"Python {source.python}" if source.python else None
         asked = " on ".join(filter(None, (python, source.platform)))
-        suffix = f" for {asked}" if asked else ""
+        suffix = f" for {asked}" if asked else " as a source distribution" if source.sdist else ""
         problem = (
             f"the package registry has no {wanted}{suffix}; check name and version in the catalog, "
             "and that the index which pip uses (`pip config list`) can be reached and has it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from bitgate.catalog import Task
 from bitgate.sources.architecture import uninitialized
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ STANDARD_DEVIATION = 0.02
 _BLOCK = 1 << 16  # weights at a time: what is worked on stays in the processor's cache
 
 
-def random_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype) -> nn.Module:
+def random_model(
+    config: PreTrainedConfig, seed: int, dtype: torch.dtype, task: Task = "causal-lm"
+) -> nn.Module:
     """The same weights for the same seed, whatever the threads or the dtype (but for rounding)."""
-    module = uninitialized(config, dtype)
+    module = uninitialized(config, dtype, task)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(False)
         if parameter.dim() > 1:

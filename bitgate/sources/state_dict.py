@@ -25,8 +25,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
+            # in memory of their own: in the file's they are not aligned, and convolutions and small
+            # products then sum in another order than in a copy of the model
+            return {name: tensor.clone() for name, tensor in load_file(path).items()}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise SourceError(f"{path.name} is no safetensors file: {error}") from error
@@ -53,6 +54,27 @@ def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         )
     if tied:
         module.tie_weights()
+
+
+def in_order(module: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors under the model's own names: the first one's is the first's, and so on.
+
+    For an architecture that two libraries name differently. Both have to have as many, and every
+    one its counterpart's shape.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if len(own) != len(state):
+        raise SourceError(
+            f"keys: {path.name} has {len(state)} tensors and the model's config {len(own)}: their "
+            "order does not say which belongs where"
+        )
+    for (name, shape), (there, tensor) in zip(own.items(), state.items(), strict=True):
+        if shape != tuple(tensor.shape):
+            raise SourceError(
+                f"keys: in the order of both, {there} of {path.name} would be {name}, but is "
+                f"{list(tensor.shape)} and not {list(shape)}"
+            )
+    return dict(zip(own, state.values(), strict=True))
 
 
 def _tensors(state: object, path: Path) -> dict[str, Tensor]:

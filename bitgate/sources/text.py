@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bitgate.catalog import Dataset, HubSource, ShapesSource
+from bitgate.catalog import Dataset, HubSource, ShapesSource, TrainedSource
 from bitgate.sources.cache import once
 from bitgate.sources.errors import SourceError, blaming
 from bitgate.sources.fetch import SingleFile, fetch, fetch_once, identity
@@ -36,8 +36,10 @@ def _records(dataset: Dataset) -> list[str]:
     source, label = dataset.source, dataset_label(dataset)
     if isinstance(source, HubSource):
         return fetch_column(source, dataset.column, label)
-    if isinstance(source, ShapesSource):
-        raise SourceError("source: kind 'shapes' is for models; a text has to come from somewhere")
+    if isinstance(source, ShapesSource | TrainedSource):
+        raise SourceError(
+            f"source: kind {source.kind!r} is for models; a text has to come from somewhere"
+        )
     if dataset.format == "mediawiki":
         return _articles(source, label)
     readers: dict[str, Callable[[Path], list[str]]] = {

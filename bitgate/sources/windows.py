@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from bitgate.catalog import Dataset
 from bitgate.sources.errors import SourceError, blaming
 from bitgate.sources.text import dataset_label
+from bitgate.sources.tokens import encode
+from bitgate.statistics import LEAST_SKEWED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +37,17 @@ class Windows:
         return int((self.tokens.shape[1] - self.scored).sum())
 
 
+class TooShortError(SourceError):
+    """A text that has not what its protocol asks for; `found` says that alone, without the remedy
+    of who has a catalog."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"{found}. Lower `tokens` or `window`, set `join`, or choose a longer text"
+        )
+        self.found = found
+
+
 class Span(NamedTuple):
     """Where a window lies."""
 
@@ -42,32 +55,56 @@ class Span(NamedTuple):
     start: int
 
 
+#: a document and the tokens of it that another dataset has
+Taken = tuple[int, range]
+
+
 def windows(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]
 ) -> Windows:
     """As many windows as scoring `tokens_limit` tokens takes, by default twice `tokens`."""
-    with blaming(dataset_label(dataset)):
-        encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)
-        return cut(dataset, encoded["input_ids"], _bos(dataset, tokenizer))
+    label = dataset_label(dataset)
+    with blaming(label):
+        encoded = encode(tokenizer, documents, label)
+        lengths = [len(text) for text in encoded]
+        taken = [
+            (span.document, range(span.start, span.start + other.window))
+            for other in dataset.avoid
+            for span in _chosen(other, lengths, _bos(other, tokenizer) is not None, ())
+        ]
+        return cut(dataset, encoded, _bos(dataset, tokenizer), taken)
 
 
-def cut(dataset: Dataset, texts: Sequence[Sequence[int]], bos: int | None) -> Windows:
-    """The windows of documents that are tokens already; `bos` goes in front of each window."""
+def refuse_too_few(text: Windows, dataset: Dataset) -> None:
+    """Nothing is scored of which no interval could be had.
+
+    Raises:
+        TooShortError: for fewer windows than `skewed_t` takes.
+    """
+    if len(text) < LEAST_SKEWED:
+        with blaming(dataset_label(dataset)):
+            raise TooShortError(
+                f"too short: it has {len(text)} windows of {dataset.window} tokens, and an "
+                f"interval takes at least {LEAST_SKEWED}"
+            )
+
+
+def cut(
+    dataset: Dataset,
+    texts: Sequence[Sequence[int]],
+    bos: int | None,
+    taken: Sequence[Taken] = (),
+) -> Windows:
+    """The windows of documents that are tokens already; `bos` goes in front of each window, and
+    none touches a part of a document that is `taken`."""
     import torch
 
-    limit = dataset.tokens_limit or 2 * dataset.tokens
     front = [] if bos is None else [bos]
-    chosen: list[Span] = []
-    first_scored: list[int] = []
-    total = 0
-    for span in _drawn(dataset, [len(text) for text in texts]):
-        if total >= limit:
-            break
-        chosen.append(span)
-        first_scored.append(_first_scored(dataset, span, len(front)))
-        total += len(front) + dataset.window - first_scored[-1]
+    chosen = _chosen(dataset, [len(text) for text in texts], bool(front), taken)
+    first_scored = [_first_scored(dataset, span, len(front)) for span in chosen]
+    total = len(chosen) * (len(front) + dataset.window) - sum(first_scored)
     if total < dataset.tokens:
-        raise SourceError(_too_short(dataset, texts, total))
+        raise TooShortError(_too_short(dataset, texts, total))
     tokens = torch.tensor(
         [[*front, *texts[span.document][span.start :][: dataset.window]] for span in chosen]
     )
@@ -77,6 +114,26 @@ def cut(dataset: Dataset, texts: Sequence[Sequence[int]], bos: int | None) -> Wi
         document=torch.tensor([span.document for span in chosen]),
         fingerprint=_fingerprint(tokens, first_scored),
     )
+
+
+def _chosen(
+    dataset: Dataset, lengths: Sequence[int], bos: bool, taken: Sequence[Taken]
+) -> list[Span]:
+    """As many windows, in the order drawn, as scoring `tokens_limit` tokens takes."""
+    chosen: list[Span] = []
+    total = 0
+    for span in _drawn(dataset, lengths):
+        if total >= dataset.limit:
+            break
+        if not any(_touches(span, dataset.window, other) for other in taken):
+            chosen.append(span)
+            total += bos + dataset.window - _first_scored(dataset, span, int(bos))
+    return chosen
+
+
+def _touches(span: Span, window: int, taken: Taken) -> bool:
+    document, part = taken
+    return span.document == document and span.start < part.stop and part.start < span.start + window
 
 
 def _drawn(dataset: Dataset, lengths: Sequence[int]) -> list[Span]:
@@ -118,8 +175,7 @@ def _too_short(dataset: Dataset, texts: Sequence[Sequence[int]], total: int) -> 
     return (
         f"too short: {total:,} tokens can be scored in whole windows of {dataset.window}, "
         f"{dataset.tokens:,} are asked for (the text has {sum(map(len, texts)):,} tokens in "
-        f"{len(texts)} documents, the longest {longest:,}). Lower `tokens` or `window`, "
-        "set `join`, or choose a longer text"
+        f"{len(texts)} documents, the longest {longest:,})"
     )
 
 

@@ -1,0 +1,252 @@
+"""What codecarbon says that a stretch of work took, and what that figure is: the one adapter to it.
+
+Every private name of codecarbon's that Bitgate uses is here, held by codecarbon >= 3.3 and
+tests/unit/test_energy_meter.py. It is used offline: nothing is logged, written or sent, and what a
+user's own .codecarbon.config says is overridden.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+from bitgate.catalog import CatalogError, nearest
+from bitgate.catalog.energy import EnergySettings
+from bitgate.measure.measurement import MeasureError
+
+JOULES_PER_KWH = 3.6e6
+Source = Literal["counter", "readings", "model"]
+#: codecarbon's CPUs that read a counter of the hardware, as they describe themselves
+COUNTERS = {
+    "CPU(Intel Rapl)": "RAPL",
+    "CPU(Windows Emi)": "the Energy Meter Interface",
+    "CPU(Intel Power Gadget)": "Intel Power Gadget",
+}
+
+
+@dataclass(frozen=True)
+class Used:
+    """What some work took. `modelled` says that no instrument was read, only constants and the
+    time; `source` which, for a reader."""
+
+    seconds: float
+    kwh: float
+    kg_co2eq: float
+    source: str
+    modelled: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of the machine took, and how that is known."""
+
+    name: Literal["CPU", "GPU", "RAM"]
+    kwh: float
+    source: Source
+    how: str
+
+
+class EnergyMeter:
+    """One tracker for all that a process measures, as setting one up takes a second."""
+
+    def __init__(self, settings: EnergySettings, device: str) -> None:
+        """Of the CPU and the memory, and of `device`, if it is an accelerator."""
+        self.settings = settings
+        self.device = device
+        self.grams_per_kwh, self.mix = intensity(settings)
+        self._tracker = _tracker(settings, device, self.grams_per_kwh)
+        self._count = 0
+        self._track(lambda: None)  # the first is slower: it reads what the electricity is made of
+
+    def measure(self, work: Callable[[], object]) -> Used:
+        """Do it, and say what it took.
+
+        Raises:
+            MeasureError: if the instrument of the device at work says 0, or there is none for an
+                accelerator: that is an error, and no good result.
+        """
+        seconds, data = self._track(work)
+        parts = parts_of(self._tracker, data)
+        return used(parts, seconds, self.device, self.grams_per_kwh, self.mix)
+
+    def _track(self, work: Callable[[], object]) -> tuple[float, Any]:
+        """Seconds that it took, and what codecarbon says of it."""
+        self._count += 1
+        name = f"work-{self._count}"
+        self._tracker.start_task(name)
+        start = perf_counter()
+        try:
+            work()
+            _synchronize(self.device)
+        finally:
+            seconds = perf_counter() - start
+            data = self._tracker.stop_task(name)
+        return seconds, data
+
+
+def used(
+    parts: Sequence[Part], seconds: float, device: str, grams_per_kwh: float, mix: str
+) -> Used:
+    """The figure that the parts make.
+
+    Where an instrument tells what the device at work took, it is the sum of what instruments tell,
+    and says what it leaves out; else the sum of everything, which then is modelled. So no figure is
+    half measured.
+    """
+    worker = "CPU" if device == "cpu" else "GPU"
+    own = next((part for part in parts if part.name == worker), None)
+    if own is None or (worker == "GPU" and own.source == "model"):
+        raise MeasureError(
+            f"energy: nothing tells what {device} takes: codecarbon found no {worker}; install "
+            "nvidia-ml-py (amdsmi for AMD), or leave the energy cases out with -m 'not energy'"
+        )
+    if own.source != "model" and not own.kwh > 0:
+        raise MeasureError(
+            f"energy: {own.how} says that {device} took {own.kwh:g} kWh in {seconds:.3g} s, which "
+            "is an error of measurement: give the workload more `items`, and check that nvidia-smi "
+            "or /sys/class/powercap tells the power used"
+        )
+    measured = own.source != "model"
+    counted = [part for part in parts if (part.source != "model") == measured]
+    left_out = [part for part in parts if part not in counted]
+    kwh = sum(part.kwh for part in counted)
+    told = " + ".join(part.how for part in counted)
+    if left_out:
+        told += f"; without {', '.join(f'{part.how} ({part.kwh:.3g} kWh)' for part in left_out)}"
+    kind = "measured" if measured else "modelled"
+    return Used(
+        seconds=seconds,
+        kwh=kwh,
+        kg_co2eq=kwh * grams_per_kwh / 1000,
+        source=f"{kind}: {told}; {mix}",
+        modelled=not measured,
+    )
+
+
+def intensity(settings: EnergySettings) -> tuple[float, str]:
+    """Grams of CO2eq per kWh, and what they are of, for a reader.
+
+    Raises:
+        CatalogError: if codecarbon knows no such country.
+    """
+    if settings.grams_per_kwh is not None:
+        return settings.grams_per_kwh, f"{settings.grams_per_kwh:g} g/kWh, as configured"
+    with _Silence():
+        from codecarbon.core.emissions import Emissions
+        from codecarbon.core.units import Energy
+        from codecarbon.external.geography import GeoMetadata
+        from codecarbon.input import DataSource
+
+        source = DataSource()
+        if settings.country is None:
+            world = float(source.get_carbon_intensity_per_source_data()["world_average"])
+            return world, f"{world:g} g/kWh, the world's average"
+        countries = source.get_global_energy_mix_data()
+        if settings.country not in countries:
+            raise CatalogError(
+                f"energy.toml: [energy]: country: codecarbon knows no {settings.country!r}; "
+                f"{nearest(settings.country, countries)}; or give grams_per_kwh"
+            )
+        geo = GeoMetadata(country_iso_code=settings.country)
+        kg = Emissions(source).get_country_emissions(Energy.from_energy(kWh=1), geo)
+        return 1000 * float(kg), f"{1000 * float(kg):.0f} g/kWh, {settings.country}"
+
+
+def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
+    """Of this process alone where nothing counts: others share the machine."""
+    with _Silence():
+        from codecarbon import OfflineEmissionsTracker
+        from codecarbon.external.hardware import GPU
+
+        tracker = OfflineEmissionsTracker(
+            allow_multiple_runs=True,
+            api_call_interval=-1,
+            cloud_provider=None,
+            cloud_region=None,
+            country_2letter_iso_code=None,
+            country_iso_code=None,
+            electricitymaps_api_token=None,
+            emissions_endpoint=None,
+            force_carbon_intensity_g_co2e_kwh=grams_per_kwh,
+            force_cpu_power=settings.cpu_watts,
+            force_mode_cpu_load=False,
+            force_ram_power=settings.ram_watts,
+            gpu_ids=_physical(device),
+            log_level="critical",
+            logger_preamble="",
+            measure_power_secs=3600.0,  # between tasks nothing is of interest
+            output_handlers=[],
+            output_methods=[],
+            pue=settings.pue,
+            rapl_include_dram=False,
+            rapl_prefer_psys=False,
+            region=None,
+            tracking_mode="process",
+            wue=0,
+        )
+        tracker._electricitymaps_api_token = None  # which a user's file may give under its old name
+        tracker.get_detected_hardware()
+    if device == "cpu":
+        tracker._hardware = [part for part in tracker._hardware if not isinstance(part, GPU)]
+    return tracker
+
+
+def _physical(device: str) -> list[str] | None:
+    """The accelerator as its driver calls it."""
+    if not device.startswith("cuda"):
+        return None
+    number = int(device.partition(":")[2] or 0)
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return [visible[number] if any(visible) else str(number)]
+
+
+def parts_of(tracker: Any, data: Any) -> list[Part]:
+    """What codecarbon has tracked, each part with its source."""
+    return [_part(hardware, data) for hardware in tracker._hardware]
+
+
+def _part(hardware: Any, data: Any) -> Part:
+    match type(hardware).__name__:
+        case "GPU":
+            devices = [d for d in hardware.devices.devices if d.gpu_index in hardware.gpu_ids]
+            kind = "NVML" if "Nvidia" in type(devices[0]).__name__ else "the driver"
+            if any(device._use_power_fallback for device in devices):
+                return Part("GPU", data.gpu_energy, "readings", f"GPU by {kind}'s power readings")
+            return Part("GPU", data.gpu_energy, "counter", f"GPU by {kind}'s counter")
+        case "CPU" if (described := hardware.description()) in COUNTERS:
+            how = f"CPU by {COUNTERS[described]}"
+            return Part("CPU", data.cpu_energy, "counter", how)
+        case "CPU":
+            watts = f"{hardware._tdp:g} W"
+            generic = ", an unknown CPU's" if hardware._is_generic_tdp else ""
+            return Part("CPU", data.cpu_energy, "model", f"CPU {watts}{generic} × its load")
+        case "RAM":
+            watts = f"{data.ram_power:.3g} W"
+            return Part("RAM", data.ram_energy, "model", f"RAM {watts}, constant")
+    # of machines whose chips have meters of their own: Apple's, a Raspberry Pi
+    name: Literal["CPU", "GPU", "RAM"] = getattr(hardware, "chip_part", "CPU")
+    kwh = {"CPU": data.cpu_energy, "GPU": data.gpu_energy, "RAM": data.ram_energy}[name]
+    return Part(name, kwh, "readings", f"{name} by {type(hardware).__name__}'s readings")
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+class _Silence:
+    """codecarbon logs while it is imported and set up, whatever level it is then told."""
+
+    def __enter__(self) -> None:
+        self._before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(self._before)
+        logging.getLogger("codecarbon").setLevel(logging.CRITICAL + 1)

@@ -1,0 +1,188 @@
+"""The layers of method `linear`: weights dequantized as they are used, or integers throughout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from bitgate.kernels.affine import Grouping
+from bitgate.quantize.bit_packing import pack, unpack
+from bitgate.quantize.linear_math import (
+    Grid,
+    Multiplier,
+    QuantizedWeight,
+    accumulate,
+    middle,
+    moved,
+    multiplier,
+    quantize_bias,
+    requantize,
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a layer computes with its weight: a product or, with `convolution`, one over patches
+    whose stride, padding, dilation and groups those are; and how the weight is coded."""
+
+    shape: tuple[int, ...]
+    bits: int
+    group_size: int
+    symmetric: bool
+    convolution: dict[str, Any] | None = None
+
+    @property
+    def grouping(self) -> Grouping:
+        """As kernels see it: they know rows, so one scale for all is the same one for each."""
+        outputs = self.shape[0]
+        inputs = self.codes // outputs
+        size = min(self.group_size, inputs)
+        return Grouping(outputs, inputs, self.bits, size, 1, self.symmetric)
+
+    @property
+    def codes(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def groups(self) -> int:
+        return self.codes // self.group_size
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [..., in_features] or [batch, channels, height, width]."""
+        if self.convolution is None:
+            return F.linear(x, weight, bias)
+        return F.conv2d(x, weight, bias, **self.convolution)
+
+    def per_output(self, values: Tensor) -> Tensor:
+        """One value per output or one for all, shaped to go with what `apply` returns."""
+        return values if self.convolution is None else values.reshape(-1, 1, 1)
+
+    def packed(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes, scale and, unless it is the same for all, zero, without a bit to spare."""
+        zero = None if self.symmetric else pack(weight.grid.zero, self.bits)
+        return pack(weight.codes, self.bits), weight.grid.scale.reshape(-1), zero
+
+    def unpacked(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> QuantizedWeight:
+        """The same weight again."""
+        scale = scale[:, None]
+        if zero is None:
+            zeros = torch.full_like(scale, middle(self.bits))
+        else:
+            zeros = unpack(zero, self.bits, self.groups)[:, None].to(scale.dtype)
+        grid = Grid(scale, zeros, self.bits, self.symmetric)
+        groups = unpack(codes, self.bits, self.codes).reshape(self.groups, self.group_size)
+        return QuantizedWeight(self.shape, groups, grid)
+
+
+class DequantizedLayer(nn.Module):
+    """A linear or convolution layer whose weight is kept packed; it computes in floating point."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+    def __init__(
+        self, form: Form, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+        self.register_buffer("bias", bias)
+
+    def quantized_weight(self) -> QuantizedWeight:
+        return self.form.unpacked(self.codes, self.scale, self.zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form.apply(x, self.quantized_weight().dequantize().to(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        return str(self.form)
+
+
+class IntegerLayer(nn.Module):
+    """A linear or convolution layer that is integers from the codes of its input to those of its
+    output.
+
+    At both ends it meets layers that are not quantized, so it takes and returns floating numbers.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bias: Tensor | None
+    input: Tensor
+    output: Tensor
+    mantissa: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        form: Form,
+        weight: QuantizedWeight,
+        bias: Tensor | None,
+        input_grid: Tensor,
+        output_grid: Tensor,
+        activation_bits: int,
+    ) -> None:
+        """`bias` is floating, or quantized already; a grid is its scale and zero, float32 [2]."""
+        super().__init__()
+        self.form = form
+        self.activation_bits = activation_bits
+        scale = weight.grid.scale.reshape(-1)
+        scale_of_sums = input_grid[0].double() * scale.double()
+        by = multiplier(scale_of_sums / output_grid[0].double())
+        if bias is not None and bias.is_floating_point():
+            bias = quantize_bias(bias, scale_of_sums)
+        zero = None if form.symmetric else moved(weight.grid.zero, form.bits).reshape(-1)
+        self.register_buffer("weight", moved(weight.codes, form.bits).reshape(form.shape))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+        self.register_buffer("bias", bias)
+        self.register_buffer("input", input_grid)
+        self.register_buffer("output", output_grid)
+        self.register_buffer("mantissa", by.mantissa)
+        self.register_buffer("shift", by.shift)
+
+    def quantized_weight(self) -> QuantizedWeight:
+        form, half = self.form, middle(self.form.bits)
+        groups = form.groups, form.group_size
+        codes = (self.weight.to(torch.int16) + half).to(torch.uint8).reshape(groups)
+        zero = torch.zeros_like(self.scale) if self.zero is None else self.zero.to(self.scale.dtype)
+        grid = Grid(self.scale[:, None], (zero + half)[:, None], form.bits, form.symmetric)
+        return QuantizedWeight(form.shape, codes, grid)
+
+    def accumulate(self, codes: Tensor) -> Tensor:
+        """Codes of the input, uint8 -> the sums, int32, without the bias."""
+        zero = self.input[1] - middle(self.activation_bits)
+        x = moved(codes, self.activation_bits)
+        if self.form.convolution is None:
+            rows = x.reshape(-1, x.shape[-1])
+            total = accumulate(rows, zero, self.weight, self.zero)
+            return total.reshape(*x.shape[:-1], -1)
+        # there is no integer convolution: float64 holds every integer below 2^53, so it is exact,
+        # and the zeros around an image are those of the real numbers
+        w = self.weight.double()
+        if self.zero is not None:
+            w = w - self.zero.double().reshape(-1, 1, 1, 1)
+        return self.form.apply(x.double() - zero.double(), w).to(torch.int32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.accumulate(self._grid(self.input).quantize(x)).to(torch.int64)
+        if self.bias is not None:
+            total = total + self.form.per_output(self.bias)
+        by = Multiplier(self.form.per_output(self.mantissa), self.form.per_output(self.shift))
+        codes = requantize(total, by, self.output[1], self.activation_bits)
+        return self._grid(self.output).dequantize(codes).to(x.dtype)
+
+    def _grid(self, end: Tensor) -> Grid:
+        return Grid(end[0], end[1], self.activation_bits, symmetric=False)
+
+    def extra_repr(self) -> str:
+        return f"{self.form}, activations of {self.activation_bits} bits"
