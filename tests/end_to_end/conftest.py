@@ -128,6 +128,7 @@ class Project:
             "BITGATE_DATA": str(self.path / "data"),
             "COLUMNS": "160",
             "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",  # one that there is would not be shared by two workers
         }
 
     def run(self, *arguments: str, seconds: int = 300) -> subprocess.CompletedProcess[str]:

@@ -151,6 +151,7 @@ def test_a_host_at_another_commit(near, tmp_path):
     refused(near.run(near.spec(chdir=there)), "host near would not measure the same", "+ on ")
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_checkout_is_measured_at_its_commit(near, tmp_path):
     near.git("init", "-q")
     near.git("add", ".")
@@ -171,6 +172,7 @@ def test_a_copy_of_the_checkout_is_measured_at_its_commit(near, tmp_path):
     refused(elsewhere, "bench is in no --rsyncdir")
 
 
+@pytest.mark.slow
 def test_hosts_that_would_be_forgotten(near):
     refused(near.run(near.spec(), dist=()), "--dist load")
 

@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 
+import pytest
 from pyarrow import parquet
 
 from .test_run import records
@@ -18,6 +19,7 @@ DECODE = "decode[llama-tiny-hqq-w4g64-b1]"
 CHOSEN = ("--cadence", "nightly", "-k", "decode", "--launches", "2")
 
 
+@pytest.mark.slow
 def test_two_launches_leave_the_same_with_and_without_workers(project):
     one = project.run(*CHOSEN, "--benchmark-json=one.json")
     two = project.run(*CHOSEN, "-n", "2", "--benchmark-json=two.json")
@@ -61,6 +63,7 @@ def test_a_launch_that_is_killed_is_a_clear_failure(project):
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_launch_too(project):
     note = "open('pid', 'w').write(str(os.getpid())); time.sleep(100)"
     broken(project, note)

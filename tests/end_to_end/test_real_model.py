@@ -44,9 +44,7 @@ def served(catalog, model):
     import torch
 
     hqq = quantize.method("hqq")
-    quantized = hqq.quantize(
-        model.module, catalog.recipes["hqq-w4g64-rtn-dequantize"], torch.float32
-    )
+    quantized = hqq.quantize(model, catalog.recipes["hqq-w4g64-rtn-dequantize"], torch.float32)
     return {
         kernel: quantized.serve(Execution("cpu", "float32", 1, kernel))
         for kernel in ("dequantize", "cpu-int4")
@@ -83,3 +81,24 @@ def test_the_packed_kernel_answers_as_the_reference(model, text, served):
     assert rounding < 0.1 * quantizing
     agreement = (packed.argmax(-1) == reference.argmax(-1)).float().mean()
     assert agreement > 0.97
+
+
+def test_the_int8_kernel_answers_as_its_reference(catalog, model, text):
+    """With one scale per output, quantizing costs little; rounding to bfloat16 costs no more."""
+    import torch
+
+    linear = quantize.method("linear")
+    recipe = catalog.recipes["linear-w8-channel"]
+    kernel = linear.kernel(quantize.shapes_of(model.module), recipe, "cpu")
+    assert kernel == "cpu-int8"
+    quantized = linear.quantize(model, recipe, torch.float32)
+    tokens = text.tokens[:2]
+    served = [
+        quantized.serve(Execution("cpu", "float32", 1, name)) for name in (kernel, "dequantize")
+    ]
+    assert all(part.packed_layers == part.expected_layers == 210 for part in served)
+    packed, reference = (part.logits(tokens) for part in served)
+    base = TorchServed(model.module, Execution("cpu", "float32", 1, "torch")).logits(tokens)
+    off = (packed - base).norm() / base.norm()
+    assert off < 0.03
+    assert (packed - reference).norm() / base.norm() < off

@@ -75,6 +75,16 @@ def test_measures_gates_saves_and_compares(project):
     assert "0002" in compared.stdout
 
 
+def test_a_text_of_too_few_windows_is_refused_before_anything_is_quantized(project):
+    project.path.joinpath("words.txt").write_text("word1 " * 80)
+    datasets = project.path / "fixtures/datasets.toml"
+    datasets.write_text(datasets.read_text().replace("tokens = 992", "tokens = 62"))
+    done = project.run("-k", "perplexity and w4g64", "--setup-show")
+    assert done.returncode == 1
+    assert "dataset words: too short: it has 2 windows of 32 tokens" in done.stdout
+    assert "SETUP    F quantized" not in done.stdout
+
+
 def test_too_strict_a_bound_fails_with_all_numbers(project):
     (project.path / "strict.toml").write_text(
         '[[gate]]\nname = "w4 as good as w8"\nmatch = { bits = 4 }\n'
@@ -122,7 +132,7 @@ def test_decoding_is_recorded_at_its_cadence(project):
 def test_nan_logits_fail(project):
     (project.path / "conftest.py").write_text(
         'pytest_plugins = ["bitgate.plugin"]\n'
-        "from bitgate.kernels.cpu_int4 import Int4Linear\n"
+        "from bitgate.kernels.int4_linear import Int4Linear\n"
         "forward = Int4Linear.forward\n"
         "Int4Linear.forward = lambda self, x: forward(self, x) * float('nan')\n"
     )
@@ -209,9 +219,9 @@ def test_the_gate_is_used_once(project):
         "import pytest\n"
         "from bitgate.measure.quantization import quantization\n"
         '@pytest.mark.workload("quantize")\n'
-        "def test_twice(cell, base, execution, shelf, benchmark, gate):\n"
+        "def test_twice(cell, model, execution, shelf, benchmark, gate):\n"
         "    for _ in range(2):\n"
-        "        measured = quantization(base.module, cell.recipe, execution, shelf.keep)\n"
+        "        measured = quantization(model, cell.recipe, execution, shelf.keep)\n"
         "        gate.decide(benchmark, measured)\n"
     )
     done = project.run("-k", "twice and w8")

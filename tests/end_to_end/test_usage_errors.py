@@ -73,3 +73,26 @@ def test_benchmarks_without_a_matrix(project):
     done = project.run()
     assert done.returncode == 4
     assert "matrix.toml" in done.stdout + done.stderr
+
+
+#: what each of these would otherwise do: measure elsewhere, nowhere, twice or not at all
+WORKERS = {
+    "replaced": (["-n", "2", "--tx", "ssh=gpu"], "type --dist load --tx ssh=gpu"),
+    "ignored": (["--tx", "popen"], "type --dist load --tx popen"),
+    "twice": (["--dist", "each", "--tx", "2*popen"], "use --dist load"),
+    "malformed": (["--dist", "load", "--tx", "popen//popen"], "--tx popen//popen: "),
+    "elsewhere": (["--dist", "load", "--tx", "popen//chdir=there"], "leave chdir= out"),
+    "shared": (["--dist", "load", "--tx", "2*popen", "--devices", "0"], "2 workers for 1 devices"),
+    "untimed": (["-n", "2", "--benchmark-only", "--benchmark-disable"], "Can't have both"),
+}
+
+
+@pytest.mark.parametrize("mistake", WORKERS)
+def test_mistakes_about_workers(project, mistake):
+    arguments, words = WORKERS[mistake]
+    done = project.run(*arguments)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "passed" not in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (project.path / "there").exists()

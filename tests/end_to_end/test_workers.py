@@ -25,7 +25,8 @@ TIMES = {
 STATISTICS = {"total", "min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ops"}
 OUTLIERS = {"iqr_outliers", "stddev_outliers", "outliers", "ld15iqr", "hd15iqr"}
 TIMED = {
-    *("quantize_seconds", "speedup", "tokens_per_second", "base_tokens_per_second", "latency_ms")
+    *("quantize_seconds", "speedup", "cpu_speedup", "latency_ms"),
+    *("tokens_per_second", "base_tokens_per_second"),
 }
 
 

@@ -9,8 +9,10 @@ stays as it is.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from time import perf_counter
 from typing import Any
 
@@ -42,10 +44,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault", choices=sorted(FAULTS), help="seed this regression")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    name = config.getoption("fault")
+def pytest_collection(session: pytest.Session) -> None:
+    """Not before: a module of the plugin that is imported earlier hides the fixture of its name."""
+    name = session.config.getoption("fault")
     if name:
+        from bitgate.measure import launches
+
         FAULTS[name].install()
+        # fresh processes know nothing of pytest's plugins
+        launches.COMMAND = (sys.executable, "-m", "tests.sensitivity.launch", name)
 
 
 # --- in the quantizer ------------------------------------------------------------------------
@@ -71,8 +78,8 @@ def quantized(change: Callable[[Any], None]) -> None:
 
     original = hqq.quantize
 
-    def quantize(module: Any, recipe: Any, dtype: Any) -> Any:
-        made = original(module, recipe, dtype)
+    def quantize(model: Any, recipe: Any, dtype: Any) -> Any:
+        made = original(model, recipe, dtype)
         change(made)
         return made
 
@@ -126,12 +133,13 @@ def axis() -> None:
 @fault("layer-left", "one layer is left unquantized", "quantize", "perplexity")
 def layer_left() -> None:
     from bitgate.quantize import hqq
+    from bitgate.quantize.replaced import put
 
     original = hqq.quantize
 
-    def quantize(module: Any, recipe: Any, dtype: Any) -> Any:
-        made = original(module, recipe, dtype)
-        hqq._put(made.module, ONE_LAYER, module.get_submodule(ONE_LAYER))
+    def quantize(model: Any, recipe: Any, dtype: Any) -> Any:
+        made = original(model, recipe, dtype)
+        put(made.module, ONE_LAYER, model.module.get_submodule(ONE_LAYER))
         made.layers = tuple(name for name in made.layers if name != ONE_LAYER)
         return made
 
@@ -143,8 +151,8 @@ def head_too() -> None:
     from bitgate.quantize import hqq
 
     original = hqq.quantize
-    hqq.quantize = lambda module, recipe, dtype: original(
-        module, recipe.model_copy(update={"head": recipe.bits}), dtype
+    hqq.quantize = lambda model, recipe, dtype: original(
+        model, recipe.model_copy(update={"head": recipe.bits}), dtype
     )
 
 
@@ -161,16 +169,16 @@ def fat_scales() -> None:
 
 def served(change: Callable[[Any], None]) -> None:
     """Change what serves the quantized model, on whatever kernel."""
-    from bitgate.quantize import hqq
+    from bitgate.quantize.replaced import ReplacedModel
 
-    original = hqq.HqqModel.serve
+    original = ReplacedModel.serve
 
     def serve(self: Any, execution: Any) -> Any:
         made = original(self, execution)
         change(made)
         return made
 
-    hqq.HqqModel.serve = serve
+    ReplacedModel.serve = serve
 
 
 @fault("fallback", "the packed kernel silently leaves one layer to the slow path", "quantize")
@@ -253,10 +261,8 @@ def shifted() -> None:
 
 @fault("text-cut", "every article is cut short after half of it", "perplexity")
 def text_cut() -> None:
-    from bitgate.plugin import shelf
-
-    original = shelf.load_documents if hasattr(shelf, "load_documents") else None
-    assert original is not None
+    shelf = import_module("bitgate.plugin.shelf")
+    original = shelf.load_documents
     shelf.load_documents = lambda dataset: [text[: len(text) // 2] for text in original(dataset)]
 
 
@@ -279,8 +285,7 @@ def stale_base() -> None:
 
 @fault("other-revision", "leaves the scores of another revision for stale-base", "perplexity")
 def other_revision() -> None:
-    from bitgate.plugin import shelf
-
+    shelf = import_module("bitgate.plugin.shelf")
     forget_the_weights()
     original = shelf.load_model
 

@@ -3,8 +3,17 @@ projects whose cases cost nothing."""
 
 import json
 import math
+import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples each time: what CI says of a commit does not depend on luck. The nightly job
+# looks further (HYPOTHESIS_PROFILE=default: new examples each time).
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 FREE = {
     "fixtures/models.toml": (
@@ -70,7 +79,8 @@ def test_perplexity(nothing, benchmark, gate):
 @pytest.fixture
 def pytester(pytester, monkeypatch):
     """Without the plugins that this project's own pyproject.toml leaves out: each process starts
-    two seconds sooner."""
+    two seconds sooner. And without a GPU, which two workers would not be let share."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     without = ("anyio", "hypothesispytest", "platformdirs")
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{plugin}" for plugin in without))
     return pytester
@@ -125,6 +135,74 @@ def llama():
 
 
 @pytest.fixture(scope="session")
+def by_word():
+    """Makes a tokenizer of the words w0, w1, ...; <pad> is its first token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(words=200, **special):
+        vocabulary = {word: n for n, word in enumerate(("<pad>", "<unk>", "<eos>"))}
+        vocabulary |= {f"w{n}": n + 3 for n in range(words)}
+        made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        special = special or {"pad_token": "<pad>"}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=made, unk_token="<unk>", eos_token="<eos>", **special
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    """Makes a Llama of two layers that tells three classes apart; <pad> is its padding."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+    def make(*, seed=0, **changes):
+        shape = {
+            "vocab_size": 256,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.1,
+            "tie_word_embeddings": False,
+            "num_labels": 3,
+            "pad_token_id": 0,
+        }
+        torch.manual_seed(seed)
+        config = LlamaConfig(**{**shape, **changes})
+        module = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        return module.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def labelled_texts(by_word):
+    """Makes texts of 2 to 30 random words with labels of three classes, as a model takes them."""
+    import numpy as np
+
+    from bitgate.sources import EncodedItems, LabelledItems
+
+    def make(count, *, seed=0, labels=True, longest=64):
+        rng = np.random.default_rng(seed)
+        texts = [
+            " ".join(f"w{n}" for n in rng.integers(0, 200, rng.integers(2, 31)))
+            for _ in range(count)
+        ]
+        truth = tuple(rng.integers(0, 3, count).tolist()) if labels else None
+        classes = ("negative", "neutral", "positive") if labels else ()
+        items = LabelledItems(texts, truth, tuple(range(count)), classes, f"{count}/{seed}")
+        return EncodedItems(items, by_word(), longest)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def execution():
     """Makes an execution on the CPU in float32."""
     from bitgate.catalog import Execution
@@ -145,14 +223,22 @@ def served(execution):
 
 
 @pytest.fixture(scope="session")
-def hqq():
+def loaded():
+    """A module as if a source had loaded it; without a tokenizer."""
+    from bitgate.sources import LoadedModel
+
+    return lambda module: LoadedModel(module, None, "made here", None)
+
+
+@pytest.fixture(scope="session")
+def hqq(loaded):
     """Quantizes a module by HQQ, by default to 4 bits in groups of 64."""
     from bitgate.quantize import method
 
     def quantize(module, **recipe):
         how = method("hqq")
         recipe = how.RECIPE(**{"bits": 4, "group_size": 64, **recipe})
-        return how.quantize(module, recipe, next(module.parameters()).dtype)
+        return how.quantize(loaded(module), recipe, next(module.parameters()).dtype)
 
     return quantize
 
@@ -173,6 +259,38 @@ def random_text():
         return cut(dataset, [rng.integers(0, vocabulary, n).tolist() for n in documents], bos)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def documents():
+    """Three of twelve paragraphs: sentences of random words, the last of which has been there."""
+    import random
+
+    syllables = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in ("na", "ro", "ti", "su")]
+
+    def sentence(rng):
+        words = rng.choices(syllables, k=rng.randint(12, 20))
+        words[-1] = words[rng.randint(1, 5)]
+        return " ".join(words).capitalize() + "."
+
+    def prose(seed):
+        rng = random.Random(seed)
+        return "\n\n".join(" ".join(sentence(rng) for _ in range(6)) for _ in range(12))
+
+    return [prose(seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """A tokenizer for which each byte is a token, and 256 ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: at for at, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>")
 
 
 @pytest.fixture(scope="session")
@@ -247,8 +365,19 @@ class Runs:
         }
         return record | changes
 
-    def speed(self, value, case="decode[a]", processes=1, spread=0.05, **changes):
-        """A case whose speedup has an interval of 98 % at that spread between processes."""
+    def speed(
+        self,
+        value,
+        case="decode[a]",
+        processes=1,
+        spread=0.05,
+        deviation=None,
+        cpu=None,
+        cpu_deviation=None,
+        **changes,
+    ):
+        """A case whose speedup has an interval of 98 % at that spread between processes, which were
+        seen to differ by `deviation`; `cpu` is the one by the CPU clock."""
         half = math.exp(2.3263 * spread / math.sqrt(processes))
         interval = {
             "level": 0.98,
@@ -258,10 +387,15 @@ class Runs:
             "low": value / half,
             "high": value * half,
         }
+        if deviation is not None:
+            interval["deviation"] = deviation
         metrics = {
             "speedup": {"value": value, "unit": "1", "better": "higher", "interval": interval},
             "latency_ms": {"value": 9.0, "unit": "ms", "better": "lower", "interval": interval},
         }
+        if cpu is not None:
+            bounds = interval | {"low": cpu / half, "high": cpu * half, "deviation": cpu_deviation}
+            metrics["cpu_speedup"] = metrics["speedup"] | {"value": cpu, "interval": bounds}
         return self.record(case, metrics, **changes), {}
 
     def quality(self, nll, case="perplexity[a]", base=None, kl=None, same=None, **changes):
@@ -294,6 +428,36 @@ class Runs:
                 "interval": {"low": 0.9 * float(value), "high": 1.1 * float(value), **level},
             }
             for name, (value, unit, better) in values.items()
+        }
+        return self.record(case, metrics, **changes), columns
+
+    def answers(self, correct, base, case="accuracy[a]", label=None, **changes):
+        """A case whose items were answered right (1) or wrong (0), by the base too."""
+        import numpy as np
+
+        correct, base = np.asarray(correct, float), np.asarray(base, float)
+        columns = {
+            "number": np.arange(len(correct)),
+            "label": np.zeros(len(correct), int) if label is None else np.asarray(label),
+            "correct": correct,
+            "base_correct": base,
+            "same": (correct == base).astype(float),
+        }
+        level = {"level": 0.98, "method": "made up", "unit": "item", "n": len(correct)}
+        values = {
+            "accuracy": (correct.mean(), "higher"),
+            "base_accuracy": (base.mean(), "neither"),
+            "accuracy_difference": ((correct - base).mean(), "higher"),
+            "top1_agreement": (columns["same"].mean(), "higher"),
+        }
+        metrics = {
+            name: {
+                "value": float(value),
+                "unit": "1",
+                "better": better,
+                "interval": {"low": float(value) - 0.1, "high": float(value) + 0.1, **level},
+            }
+            for name, (value, better) in values.items()
         }
         return self.record(case, metrics, **changes), columns
 

@@ -9,7 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from bitgate.cli import main
+from bitgate.gates.tolerances import DEFAULTS
+from bitgate.history.against import against
+from bitgate.history.change import regressions
 from bitgate.history.saved import read_run
+from bitgate.history.store import Store
 
 NLL = np.random.default_rng(0).normal(320, 60, 32)
 
@@ -202,6 +206,37 @@ def test_what_failed_is_no_baseline(runs, bitgate, tmp_path):
     assert note["even_failed"] == "known since May"
 
 
+@pytest.mark.parametrize(
+    ("make", "case"),
+    [
+        (lambda runs: runs.quality(NLL), "perplexity[a]"),
+        (lambda runs: (runs.sizes(size_mib=100)[0], {"layer": np.array(["x"])}), "quantize[a]"),
+    ],
+)
+def test_what_lacks_its_scores_is_no_baseline(runs, bitgate, tmp_path, make, case):
+    """Nothing could be compared with it."""
+    path = runs.save(make(runs), runs.speed(2.0))
+    scores = path.with_suffix(".parquet")
+    kept = scores.read_bytes()
+    scores.unlink()
+    done = bitgate("accept", "0001", "--reason", "x")
+    assert done.exit_code == 4
+    assert f"0001 (aaaaaaa) has no per-item scores of {case}: runs/0001_run.parquet is missing" in (
+        done.output
+    )
+    assert "put that file back" in done.output
+    assert not (tmp_path / "accepted.json").exists()
+    speed = bitgate("accept", "0001", "--reason", "x", "-k", "decode*")
+    assert speed.exit_code == 0
+    assert "accepted.json, no scores: commit it" in speed.output
+    assert not (tmp_path / "accepted.parquet").exists()
+    scores.write_bytes(kept)
+    done = bitgate("accept", "0001", "--reason", "x")
+    assert done.exit_code == 0
+    assert "accepted.json, scores beside it: commit both" in done.output
+    assert (tmp_path / "accepted.parquet").exists()
+
+
 def test_accepting_nonsense(runs, bitgate, tmp_path):
     runs.save(runs.speed(2.0), bitgate={"failed": {}, "unfinished": 3})
     for arguments, words in (
@@ -219,3 +254,32 @@ def test_accepting_nonsense(runs, bitgate, tmp_path):
     done = bitgate("accept", "0001", "--reason", "x", "-k", "a")
     assert done.exit_code == 4
     assert "accepted.json is no whole JSON file" in done.output
+
+
+def test_what_is_accepted_although_it_failed_begins_a_new_history(runs, bitgate, tmp_path):
+    """Or `--against latest` would stay red: what is red never becomes latest."""
+    for value in (2.0, 2.05, 1.95, 2.02, 1.98, 2.0):
+        runs.save(runs.quality(NLL), runs.speed(value))
+    slower, worse = (
+        runs.speed(1.0, outcome="fail"),
+        runs.quality(NLL + 5, base=NLL - 20, outcome="fail"),
+    )
+    path = runs.save(worse, slower)
+    run = read_run(path)
+    sides = {case: run.side(record) for case, (record,) in run.records.items()}
+
+    def red():
+        latest = Store([tmp_path / "runs"], tmp_path / "accepted.json").reference("latest")
+        (found,) = against(sides, [latest], DEFAULTS)
+        return {change.metric: change for change in regressions(found.changes)}, found
+
+    assert {"speedup", "perplexity"} <= red()[0].keys()
+    done = bitgate("accept", "0007", "--reason", "x", "--even-failed", "the kernel was wrong")
+    assert done.exit_code == 0, done.output
+    now, found = red()
+    assert now == {}
+    told = {change.metric: change for change in found.changes}
+    assert told["perplexity"].verdict == "unchanged"
+    assert told["perplexity"].run == "0007"
+    assert told["speedup"].verdict == "no history yet"
+    assert "1 earlier run" in told["speedup"].why

@@ -169,7 +169,7 @@ def test_any_part_of_the_key_makes_another_entry(live, text, random_text, cache,
 def test_the_identity_of_a_base(llama, execution):
     make = execution("torch", dtype="bfloat16", device="cpu")
     base = BaseModel(llama(), make, "fingerprint of the weights")
-    assert base._scores.identity == {
+    assert base.identity == {
         "weights": "fingerprint of the weights",
         "device": "cpu",
         "dtype": "bfloat16",
@@ -177,7 +177,7 @@ def test_the_identity_of_a_base(llama, execution):
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
-    assert base._scores.vocabulary == 256
+    assert base.vocabulary == 256
 
 
 # --- what makes room -----------------------------------------------------------------------

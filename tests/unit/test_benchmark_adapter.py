@@ -193,6 +193,69 @@ def test_it_switches_itself_off_by_itself(pytester):
         session(pytester, *DISTRIBUTED, "--benchmark-only", prepared=False)
 
 
+def test_what_it_refuses_in_one_process_it_refuses_beside_xdist(pytester):
+    refused = []
+    for prepared in (False, True):
+        arguments = ("--benchmark-only", "--benchmark-disable", *(DISTRIBUTED if prepared else ()))
+        with pytest.raises(pytest.UsageError) as error:
+            session(pytester, *arguments, prepared=prepared)
+        refused.append(str(error.value))
+    assert refused[0] == refused[1]
+
+
+def test_a_way_to_distribute_starts_no_workers(pytester):
+    """So pytest-benchmark is not to be off, which it is by itself."""
+    assert session(pytester, "--dist=load", prepared=False).disabled
+    alone = session(pytester, "--dist=load", "--benchmark-only")
+    assert not alone.disabled
+    assert alone.only
+    assert not adapter.is_distributed(pytester.parseconfig("--dist=load"))
+    assert adapter.is_distributed(pytester.parseconfig(*DISTRIBUTED))
+
+
+def test_without_pytest_benchmark(pytester):
+    done = pytester.runpytest_subprocess("-p", "bitgate.plugin", "-p", "no:benchmark")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(["ERROR: bitgate needs pytest-benchmark*-p no:benchmark*"])
+    assert "Traceback" not in done.stdout.str() + done.stderr.str()
+
+
+PROFILED = """
+def twice(number):
+    return number and abs(number) + twice(number - 1)
+
+def test_profiled(benchmark):
+    benchmark.pedantic(twice, args=[3])
+"""
+
+
+def test_profiles_travel(pytester):
+    """What pytest-benchmark prints of a profile and saves is the same, apart from times."""
+    pytester.makepyfile(test_it=PROFILED)
+    left = []
+    for workers in ("0", "1"):
+        done = pytester.runpytest_subprocess(
+            *("-p", "bitgate.plugin", "-n", workers, "--benchmark-json=run.json"),
+            *("--benchmark-cprofile=ncalls", "--benchmark-cprofile-dump=profile"),
+        )
+        done.assert_outcomes(passed=1)
+        done.stdout.fnmatch_lines(["*cProfile (time in s)*", "test_it.py::test_profiled"])
+        done.stdout.fnmatch_lines(["4/1\t*test_it.py:*(twice)"])
+        (record,) = json.loads((pytester.path / "run.json").read_text())["benchmarks"]
+        times = {"tottime", "tottime_per", "cumtime", "cumtime_per"}
+        assert all(times < function.keys() for function in record["cprofile"])
+        left.append(
+            {
+                function["function_name"]: (function["ncalls"], function["ncalls_recursion"])
+                for function in record["cprofile"]
+            }
+        )
+        (dump,) = pytester.path.glob("profile-*.prof")
+        dump.unlink()
+    assert left[0] == left[1]
+    assert any("abs" in name for name in left[0])
+
+
 @pytest.mark.filterwarnings("ignore:Can't compare")
 def test_a_worker_leaves_bookkeeping_alone(pytester, monkeypatch):
     asked = [
@@ -265,3 +328,4 @@ def test_workers_by_host(pytester):
     specs = ["2*popen", "popen//chdir=x", "2*ssh=me@gpu1//python=py", "ssh=gpu1", "popen//via=far"]
     config = pytester.parseconfig("--dist=load", *(f"--tx={spec}" for spec in specs))
     assert adapter.workers_by_host(config) == {None: 3, "gpu1": 3, "far": 1}
+    assert [str(spec) for spec in adapter.local_workers(config)] == ["popen"] * 2 + [specs[1]]

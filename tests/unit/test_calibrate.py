@@ -41,7 +41,9 @@ def calibrate(tmp_path, monkeypatch):
             for number, what in zip(range(self.limit), seen, strict=False):
                 if isinstance(what, BaseException):
                     raise what
-                columns = {"seconds": 0.1, "base_seconds": 0.1 * what, "tokens": 4}
+                base = 0.1 * what
+                columns = {"seconds": 0.1, "base_seconds": base, "tokens": 4}
+                columns |= {"cpu_seconds": 0.1, "base_cpu_seconds": base**2}  # twice the spread
                 items = {name: [value] * 8 for name, value in columns.items()}
                 yield Batch(items["seconds"], {**items, "launch": [number] * 8})
 
@@ -65,7 +67,10 @@ def test_what_was_seen_is_told_and_kept(calibrate, tmp_path):
     assert entry.launches == 4
     assert entry.threads == 1
     assert f"{100 * entry.ratio:.1f} %" in done.stdout
-    needed = next(line for line in done.stdout.splitlines() if "below its bound" in line)
+    assert entry.cpu_ratio == pytest.approx(2 * entry.ratio)
+    assert f"paired ratio, CPU clock  {100 * entry.cpu_ratio:.1f} %" in done.stdout
+    assert "  cpu_speedup: " in done.stdout
+    needed = next(line for line in done.stdout.splitlines() if line.startswith("  speedup: "))
     assert [part.split(" for ")[1] for part in needed.split(": ")[1].split(", ")] == [
         *("10 %", "5 %", "2 %")
     ]

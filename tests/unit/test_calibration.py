@@ -49,7 +49,7 @@ def execution(**changes):
 
 def test_what_is_kept_is_read(tmp_path):
     path = tmp_path / "new" / "calibration.toml"
-    one, other = entry(), entry(case=OWN, ratio=1e-5, host="ci-é")
+    one, other = entry(), entry(case=OWN, ratio=1e-5, cpu_ratio=1e-6, host="ci-é")
     keep(path, one)
     keep(path, other)
     assert Calibrations.read(path).entries == {one.key: one, other.key: other}

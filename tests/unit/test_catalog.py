@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitgate.catalog import STATIC_FIELDS, CatalogError, load, nearest
+from bitgate.catalog import STATIC_FIELDS, CatalogError, Dataset, Recipe, load, nearest
 from bitgate.quantize import recipe_types
 
 SHA256 = "0" * 64
@@ -295,7 +295,7 @@ ERRORS = {
     ),
     "no-method": (
         {"recipes": "[[recipe]]\nbits = 4"},
-        ["recipes.toml: [[recipe]] number 1: method: this key is missing; there is hqq"],
+        ["recipes.toml: [[recipe]] number 1: method: this key is missing; there is "],
     ),
     "bits": (
         {"recipes": HQQ.replace("4\n", "[4, 5]\n", 1)},
@@ -318,9 +318,9 @@ ERRORS = {
         ["recipes.toml: [[recipe]] number 1: label: String should match", "(got 'a[b]')"],
     ),
     "kernel": (
-        {"recipes": HQQ + 'kernel = "cpu-int5"'},
+        {"recipes": HQQ + 'kernel = "cpu_int4"'},
         [
-            "recipes.toml: [[recipe]] number 1: kernel: no kernel is called 'cpu-int5'; ",
+            "recipes.toml: [[recipe]] number 1: kernel: no kernel is called 'cpu_int4'; ",
             "; did you mean 'cpu-int4'?",
         ],
     ),
@@ -394,6 +394,20 @@ ERRORS = {
             " is the id of two cases: of recipe hqq-w4g64 and of hqq-w4g64-b1; rename a workload",
         ],
     ),
+    "fewer-windows-than-an-interval-takes": (
+        {"datasets": NEEDS + "window = 64\ntokens = 63", "matrix": entry(perplexity=["d"])},
+        [
+            "matrix.toml: [[matrix]] number 1: perplexity: dataset d: tokens: 63 are scored in ",
+            "fewer than the 3 windows of 64 that an interval takes; give at least 64",
+        ],
+    ),
+    "a-limit-of-fewer-windows": (
+        {
+            "datasets": NEEDS + "window = 64\ntokens = 9\ntokens_limit = 96\nstride = 48",
+            "matrix": entry(perplexity=["d"]),
+        },
+        ["perplexity: dataset d: tokens_limit: 96 are scored in ", "give at least 97"],
+    ),
 }
 
 
@@ -407,6 +421,89 @@ def test_an_error_names_file_entry_key_and_remedy(read, name):
         assert part in message
     assert "Value error" not in message
     assert len(message) < 600
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("stride", [None, 5, 7])
+@pytest.mark.parametrize("key", ["tokens", "tokens_limit"])
+def test_the_least_tokens_are_the_least_that_give_the_windows(key, stride, bos):
+    """Beside what is cut: of a text in which every window scores as little as it may."""
+    from bitgate.sources.windows import cut
+
+    texts = [list(range(1000))] if stride else [list(range(8))] * 100
+    fields = {"name": "d", "source": {"kind": "local", "path": "x"}, "format": "plain"}
+    fields |= {"window": 8, "stride": stride, "bos": bos, "tokens": 1}
+
+    def drawn(number):
+        dataset = Dataset.model_validate({**fields, key: number})
+        return dataset, len(cut(dataset, texts, 1 if bos else None))
+
+    (_, least) = drawn(1)[0].too_few_for(3)
+    assert drawn(least)[0].too_few_for(3) is None
+    assert drawn(least)[1] == 3
+    assert drawn(least - 1)[0].too_few_for(3) == (key, least)
+    assert drawn(least - 1)[1] < 3
+
+
+# --- texts to calibrate with -----------------------------------------------------------------
+
+
+class TaughtRecipe(Recipe):
+    """Of a method that looks at a text first."""
+
+    calibration: Dataset
+    calibrated_by = ("calibration",)
+
+
+TAUGHT = '[[recipe]]\nmethod = "taught"\nbits = 4\ncalibration = "lessons"\n'
+LESSONS = """
+[dataset.exam]
+format = "plain"
+source = { kind = "local", path = "text" }
+
+[dataset.lessons]
+format = "plain"
+source = { kind = "local", path = "text" }
+"""
+
+
+def taught(folder, datasets=LESSONS, recipes=TAUGHT):
+    matrix = entry(recipes=["taught-w4"], perplexity=["exam"])
+    for name, content in {"datasets": datasets, "recipes": recipes, "matrix": matrix}.items():
+        (folder / f"{name}.toml").write_text(content)
+    return load(folder, {**recipe_types(), "taught": TaughtRecipe})
+
+
+def test_a_recipe_names_the_text_that_it_is_calibrated_with(tmp_path):
+    catalog = taught(tmp_path, LESSONS + 'avoid = ["exam"]')
+    (text,) = catalog.recipes["taught-w4"].calibration_texts()
+    assert text == catalog.datasets["lessons"]
+    assert [avoided.name for avoided in text.avoid] == ["exam"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "recipe taught-w4 is calibrated with lessons, which may draw what exam scores"),
+        ({}, 'add avoid = ["exam"] to dataset lessons, or calibrate with another'),
+        (
+            {"recipes": TAUGHT.replace("lessons", "exam")},
+            "calibrated with exam, which may draw what exam scores: calibrate with another",
+        ),
+        (
+            {"recipes": TAUGHT.replace("lessons", "lesson")},
+            "[[recipe]] number 1: calibration: nothing is called 'lesson'; did you mean 'lessons'?",
+        ),
+        ({"datasets": LESSONS + 'avoid = ["exams"]'}, "avoid: nothing else is called 'exams'; did"),
+        ({"datasets": LESSONS + 'avoid = ["lessons"]'}, "avoid: nothing else is called 'lessons'"),
+        ({"datasets": LESSONS + 'avoid = ["enwiki"]'}, "lessons, which may draw what exam scores"),
+        ({"datasets": LESSONS + 'avoid = "exam"'}, "avoid: expected a list of datasets' names"),
+    ],
+)
+def test_a_text_to_calibrate_with_is_never_scored(tmp_path, files, message):
+    with pytest.raises(CatalogError) as caught:
+        taught(tmp_path, **files)
+    assert message in str(caught.value)
 
 
 def test_a_folder_without_a_matrix_names_the_option(tmp_path):

@@ -12,7 +12,7 @@ from bitgate.gates.tolerances import DEFAULTS
 from bitgate.history.against import against, side_by_side
 from bitgate.history.change import judged
 from bitgate.history.compare import combined, compare
-from bitgate.history.past import Past, past
+from bitgate.history.past import Past, past, pasts
 from bitgate.history.saved import read_run
 from bitgate.history.store import Reference, Store
 
@@ -34,7 +34,8 @@ def side(runs):
 
 
 def changes(then, now, earlier=None, **options):
-    found = judged(compare(then, now, DEFAULTS, earlier or Past(), **options))
+    before = {"speedup": earlier or Past()}
+    found = judged(compare(then, now, DEFAULTS, before, **options))
     return {change.metric: change for change in found}
 
 
@@ -144,6 +145,53 @@ def test_not_comparable(runs, side, what):
     assert words in found["perplexity"].text
 
 
+@pytest.mark.parametrize(
+    ("base", "workload", "verdict"),
+    [
+        (NLL - 20, None, "recorded"),
+        (NLL - 20 + 0.05 * NOISE, None, "recorded"),  # rounded otherwise
+        (NLL - 20 + 0.3 + NOISE / 10, None, "regression"),  # of a revision that is nearly the same
+        (NLL - 20 - 0.3 + NOISE / 10, None, "regression"),
+        (NLL * 1.1, None, "regression"),  # such as a stale cache, or text that was cut
+        (NLL * 1.1, {"kind": "perplexity", "name": "w", "window": 512}, "recorded"),
+    ],
+)
+def test_another_base_under_the_same_name_is_red(runs, side, base, workload, verdict):
+    """Nothing that is paired with it can be compared, which must not pass as undecided."""
+
+    def measured(base, **rest):
+        record, items = runs.quality(NLL, base=base, **rest)
+        metrics = {**record["metrics"], "base_perplexity": BASE_PERPLEXITY}
+        return side(({**record, "metrics": metrics}, items))
+
+    now = measured(base, **({"workload": workload} if workload else {}))
+    change = changes(measured(NLL - 20), now)["base_perplexity"]
+    assert change.verdict == verdict
+    if verdict == "regression":
+        assert "base_perplexity is of another text or base: the base's own scores" in change.text
+        assert change.text.endswith("accept this run, or measure once without --against")
+
+
+def test_a_few_tokens_that_are_nearly_certain_are_no_other_base(runs, side):
+    """Of a window of next to no score a rounding error is some per cent."""
+    base = NLL - 20
+    base[3] = 0.004
+    moved = base.copy()
+    moved[3] = 0.00412
+
+    def measured(base):
+        record, items = runs.quality(NLL, base=base)
+        metrics = {**record["metrics"], "base_perplexity": BASE_PERPLEXITY}
+        return side(({**record, "metrics": metrics}, items))
+
+    found = changes(measured(base), measured(moved))
+    assert found["base_perplexity"].verdict == "recorded"
+    assert found["perplexity_ratio"].verdict == "unchanged"
+
+
+BASE_PERPLEXITY = {"value": 30.0, "unit": "1", "better": "neither", "interval": "exact"}
+
+
 def test_threads_and_hardware_do_not_matter_to_scores(runs, side):
     now = side(runs.quality(NLL, execution={"threads": 4}, hardware="another"))
     assert changes(side(runs.quality(NLL)), now)["perplexity"].verdict == "unchanged"
@@ -210,7 +258,7 @@ def test_a_metric_that_this_version_does_not_know_is_shown(runs, side):
 
 
 def earlier(runs, values, **changes):
-    """A history of these speeds, newest first, as seen from one of now."""
+    """A history of these speeds, the newest last, as seen from one of now."""
     saved = [read_run(runs.save(runs.speed(value, **changes))) for value in values]
     (now,) = read_run(runs.save(runs.speed(1.0))).records["decode[a]"]
     return past(saved[::-1], now)
@@ -248,6 +296,33 @@ def test_absolute_times_are_never_judged(runs, side):
 def test_only_the_last_eight_runs_count(runs):
     assert len(earlier(runs, [9.0] * 4 + STEADY).logs) == 8
     assert max(earlier(runs, [9.0] * 4 + STEADY).logs) < math.log(3)
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "verdict"),
+    [
+        ([3.0] * 4 + [4.0] * 4, 4.0, "unchanged"),
+        ([3.0] * 4 + [4.0] * 4, 3.0, "regression"),  # what was gained is lost
+        ([3.0] * 5 + [4.0] * 3, 2.4, "regression"),
+        ([4.0] * 4 + [3.0] * 4, 3.0, "unchanged"),  # known to be slower
+        ([3.0] * 7 + [6.0], 3.0, "inconclusive"),  # one outlier: hardly anything would be seen
+        ([3.0] * 7 + [1.5], 2.1, "inconclusive"),
+    ],
+)
+def test_a_level_or_an_outlier_among_the_runs_is_not_noise(runs, side, before, value, verdict):
+    noise = 1 + 0.01 * np.array([0.3, -1.2, 0.8, -0.1, 1.1, -0.6, 0.2, -0.9])
+    then = side(runs.speed(before[-1]))
+    past = earlier(runs, list(np.array(before) * noise))
+    change = changes(then, side(runs.speed(value)), past, predict=True)["speedup"]
+    assert change.verdict == verdict, change.text
+
+
+def test_a_history_says_what_it_leaves_out_before_a_change(runs):
+    found = earlier(runs, [3.01, 3.0, 2.99, 3.01, 3.0, 3.99, 4.01, 4.0])
+    assert np.exp(found.logs) == pytest.approx([4.0, 4.01, 3.99])
+    assert found.left_out == {"before the speed changed": 5}
+    assert found.enough
+    assert len(earlier(runs, STEADY).logs) == 8
 
 
 def test_too_little_history_says_so(runs, side):
@@ -289,9 +364,87 @@ def test_two_runs_by_the_spread_of_the_history(runs, side):
     assert change.change == pytest.approx(-0.15)
 
 
+def processes_of(runs, logs, **changes):
+    logs = np.asarray(logs)
+    deviation = float(logs.std(ddof=1)) if len(logs) > 1 else None
+    return runs.speed(
+        math.exp(logs.mean()), processes=len(logs), deviation=deviation, spread=0.5, **changes
+    )
+
+
+def test_two_runs_by_their_processes(runs, side):
+    """As the two-sample t-test; their intervals, made with what was assumed, are far wider."""
+    rng = np.random.default_rng(0)
+    then, now = rng.normal(0.7, 0.02, 5), rng.normal(0.6, 0.02, 3)
+    sides = side(processes_of(runs, then)), side(processes_of(runs, now))
+    change = changes(*sides)["speedup"]
+    assert change.verdict == "regression"
+    assert change.why == "Student t over 5 and 3 processes"
+    theirs = stats.ttest_ind(now, then - change.allowed, alternative="less")
+    assert change.p == pytest.approx(theirs.pvalue)
+    few = changes(side(processes_of(runs, then[:2])), side(processes_of(runs, now)))["speedup"]
+    assert few.why.startswith("by both intervals")
+
+
+def test_a_prediction_from_the_processes_of_eight_runs(runs, side):
+    rng = np.random.default_rng(3)
+    logs = rng.normal(0.7, 0.02, (9, 5))
+    saved = [read_run(runs.save(processes_of(runs, x))) for x in logs[:8]]
+    now = side(processes_of(runs, logs[8]))
+    found = changes(side(runs.speed(2.0)), now, past(saved[::-1], now.record), predict=True)
+    change = found["speedup"]
+    assert change.why == "prediction from 8 runs of 40 processes"
+    assert change.evidence.freedom == 9 * 5 - 2
+    assert change.evidence.change == pytest.approx(logs[8].mean() - logs[:8].mean())
+
+
+def test_both_clocks_are_compared(runs, side):
+    then, slow = side(runs.speed(2.0, cpu=3.0)), side(runs.speed(2.0, cpu=1.5))
+    found = changes(then, slow)
+    assert found["speedup"].verdict == "unchanged"
+    assert found["cpu_speedup"].verdict == "regression"
+    # it has a history of its own
+    saved = [read_run(runs.save(runs.speed(2.0, cpu=3.0 * value))) for value in STEADY]
+    before = pasts(saved, slow.record)
+    assert before.keys() == {"speedup", "cpu_speedup"}
+    assert np.exp(before["cpu_speedup"].logs).mean() == pytest.approx(6, rel=0.01)
+
+
+def test_runs_before_the_cpu_clock_was_recorded(runs, side):
+    """They are compared by the wall clock, and do not owe the other."""
+    old, now = side(runs.speed(2.0)), side(runs.speed(2.0, cpu=3.0))
+    found = changes(old, now)
+    assert found["cpu_speedup"].verdict == "recorded"
+    assert found["speedup"].verdict == "unchanged"
+    assert changes(now, old)["cpu_speedup"].verdict == "missing"
+    saved = [read_run(runs.save(runs.speed(value))) for value in STEADY]
+    assert "0 earlier runs, 5 are needed" in pasts(saved, now.record)["cpu_speedup"].lack
+
+
+def test_measured_again_in_several_processes(runs, side):
+    logs = np.random.default_rng(0).normal(0.7, 0.1, 8)
+    first, second = (side(processes_of(runs, x)).record for x in (logs[:5], logs[5:]))
+    both = combined(first, second).metrics["speedup"]
+    assert both.processes == 8
+    assert both.deviation == pytest.approx(logs.std(ddof=1))
+    old = side(runs.speed(2.0, processes=3)).record  # which does not say how they differ
+    assert combined(old, second).metrics["speedup"].deviation is None
+
+
 def test_two_runs_on_two_machines_are_not_compared(runs, side):
     change = changes(side(runs.speed(2.0, hardware="A")), side(runs.speed(1.0)))["speedup"]
     assert change.text == "speedup not comparable: hardware A then, CPU now"
+
+
+def test_speeds_are_compared_only_among_as_many_cores(runs, side):
+    """Where both runs say how many there are; scores are compared anyhow."""
+    change = changes(side(runs.speed(2.0, cores=2)), side(runs.speed(1.0, cores=8)))["speedup"]
+    assert change.text == "speedup not comparable: cores 2 then, 8 now"
+    for then, now in (({"cores": 2}, {"cores": 2}), ({}, {"cores": 8}), ({"cores": None}, {})):
+        change = changes(side(runs.speed(2.0, **then)), side(runs.speed(2.0, **now)))["speedup"]
+        assert change.verdict != "not comparable"
+    found = changes(side(runs.quality(NLL, cores=2)), side(runs.quality(NLL, cores=8)))
+    assert all(change.verdict != "not comparable" for change in found.values())
 
 
 def test_measured_again(runs, side):
@@ -333,10 +486,23 @@ def test_side_by_side_shows_what_is_missing(runs):
     assert {change.case for change in only} == {"decode[a]"}
 
 
+@pytest.mark.parametrize("count", [4, 5, 7, 8])
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_run_is_not_judged_by_a_spread_that_it_is_part_of(runs, count, after):
+    """Nor by what came after it."""
+    for value in [*STEADY[:count], 1.0, *[1.5] * after]:
+        runs.save(runs.speed(value))
+    a, b = references(runs, f"{count:04}", f"{count + 1:04}")
+    found = {c.metric: c for c in side_by_side(a, b, DEFAULTS)}["speedup"]
+    assert found.verdict == "regression", found.text
+    history = f"by the spread of {count - 1} runs"
+    assert (history in found.text) == (count > 5)
+
+
 def test_one_correction_over_all_references(runs):
     """A p of 0.6 % is red alone, and not among five comparisons."""
     runs.save(*(runs.speed(2.0, case=f"decode[{name}]") for name in "abcde"))
-    logs = 0.05 * math.sqrt(2) * stats.norm.isf(0.006) - math.log(0.98)
+    logs = 0.05 * math.sqrt(2) * stats.t.isf(0.006, 9) - math.log(0.98)
     slow = 2.0 * math.exp(-logs)
     runs.save(runs.speed(slow), *(runs.speed(2.0, case=f"decode[{name}]") for name in "bcde"))
     a, b = references(runs, "0001", "0002")
@@ -345,7 +511,7 @@ def test_one_correction_over_all_references(runs):
     assert {c.metric: c for c in alone}["speedup"].verdict == "regression"
     found = {(c.case, c.metric): c for c in side_by_side(a, b, DEFAULTS)}
     assert found["decode[a]", "speedup"].p == pytest.approx(0.03, rel=1e-3)
-    assert found["decode[a]", "speedup"].verdict == "unchanged"
+    assert found["decode[a]", "speedup"].verdict == "inconclusive"
 
 
 def test_against_several_references(runs, side):

@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bitgate.history.evidence import Evidence, apart, error_of, holm, paired, predicted, spread
+from bitgate.history.evidence import (
+    NOTHING,
+    Evidence,
+    Variance,
+    apart,
+    error_of,
+    holm,
+    paired,
+    pooled,
+    predicted,
+    spread,
+    within,
+)
 from bitgate.statistics import TooFewError
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=20)
@@ -85,10 +97,55 @@ def test_predictions_cover(history):
     assert abs(red / trials - alpha) < 4 * math.sqrt(alpha * (1 - alpha) / trials)
 
 
+def test_runs_together_say_what_analysis_of_variance_says():
+    """Mean squares within and between three groups, as scipy's F test of them has it."""
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(0, 1, n) for n in (3, 5, 8)]
+    inside = within([group.std(ddof=1) for group in groups], [3, 5, 8])
+    assert inside.freedom == 13
+    _, deviation, _ = spread([group.mean() for group in groups], [3, 5, 8])
+    assert deviation**2 / inside.value == pytest.approx(stats.f_oneway(*groups).statistic)
+    # a run of one process, and one before this was recorded, say nothing
+    assert within([0.3, None, None], [3, 1, 5]) == pytest.approx((0.09, 2))
+    assert within([None], [1]) == NOTHING
+
+
+def test_variances_are_pooled_unless_runs_differ_by_more_than_their_processes():
+    limit = stats.f.isf(0.25, 7, 36)
+    alike = pooled(Variance(0.99 * limit, 7), Variance(1.0, 36))
+    assert alike == pytest.approx(((7 * 0.99 * limit + 36) / 43, 43))
+    assert pooled(Variance(1.01 * limit, 7), Variance(1.0, 36)) == (1.01 * limit, 7)
+    assert pooled(Variance(2.0, 7), NOTHING) == (2.0, 7)
+
+
+@pytest.mark.parametrize(
+    ("launches", "own", "most"),
+    [
+        (2, 0.0, 0.02),
+        (5, 0.0, 0.02),
+        (5, 0.5, 0.03),  # what differs from run to run is hard to tell from nothing, if it is small
+        (5, 1.0, 0.03),
+        (5, 3.0, 0.025),
+    ],
+)
+def test_predictions_by_processes_are_seldom_wrong(launches, own, most):
+    """8 runs before; `own`: how much runs differ beside their processes, in standard deviations of
+    a process."""
+    rng = np.random.default_rng(0)
+    trials, wrong = 3000, 0
+    for _ in range(trials):
+        x = rng.normal(0, 1, (9, launches)) + rng.normal(0, own, (9, 1))
+        mean, deviations = x.mean(axis=1), list(x.std(axis=1, ddof=1))
+        inside = within(deviations, [launches] * 9)
+        counts = [launches] * 8
+        wrong += predicted(mean[8], launches, mean[:8], counts, "", inside).p_above(0) <= 0.02
+    assert wrong / trials <= most + 3.3 * math.sqrt(0.02 * 0.98 / trials)
+
+
 def test_two_values_with_known_errors():
-    evidence = apart(0.3, (0.03, 0.04), "z")
+    evidence = apart(0.3, (0.03, 0.04), "t")
     assert evidence.error == pytest.approx(0.05)
-    assert evidence.p_above(0.2) == pytest.approx(stats.norm.sf(2))
+    assert evidence.p_above(0.2) == pytest.approx(stats.t.sf(2, 9))
     assert error_of(-0.1163174, 0.1163174, 0.98) == pytest.approx(0.05, rel=1e-6)
 
 

@@ -47,7 +47,8 @@ def check_size_and_file(base, quantized, serve, path):
     assert served.packed_layers == served.expected_layers == len(quantized.layers)
     assert tensor_bytes(served.module) == served.memory_bytes() == predicted.memory
     quantized.save(path)
-    assert bytes_in_file(path) == predicted.disk
+    assert bytes_in_file(path) == predicted.tensors
+    assert path.stat().st_size == predicted.disk
     again = load(path).serve(serve(kernel))
     assert tensor_bytes(again.module) == predicted.memory
     assert torch.equal(again.logits(TOKENS), served.logits(TOKENS))
@@ -83,6 +84,23 @@ def test_size_and_file(llama, hqq, execution, tmp_path, bits, axis, group_size):
 def test_size_and_file_of(llama, hqq, execution, tmp_path, model, recipe):
     base = llama(**model)
     check_size_and_file(base, hqq(base, **recipe, solver=False), execution, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "kernel"),
+    [
+        ({}, {"head": 4}, "cpu-int4"),
+        ({}, {"head": 8}, "cpu-int4+cpu-int4x2"),
+        ({"vocab_size": 500}, {"head": 8}, "cpu-int4+dequantize"),
+        ({}, {"head": 3}, "cpu-int4+dequantize"),
+        ({}, {"bits": 8}, "dequantize"),
+        ({}, {"head": 8, "kernel": "dequantize"}, "dequantize"),
+    ],
+    ids=str,
+)
+def test_a_head_of_other_bits_does_not_take_the_kernel_from_the_rest(llama, model, recipe, kernel):
+    recipe = ours.RECIPE(**{"bits": 4, "group_size": 64, **recipe})
+    assert ours.kernel(shapes_of(llama(**model)), recipe, "cpu") == kernel
 
 
 def test_sizes_need_no_weights(llama):
@@ -248,7 +266,7 @@ def test_the_head_has_its_own_bits(llama, hqq, tied):
 
 def test_a_glob_that_matches_nothing(llama, hqq):
     with pytest.raises(
-        QuantizeError, match=r"hqq-w4g64-x: layers: no linear .*\['\*\.fc1'\]; there is model\.lay"
+        QuantizeError, match=r"hqq-w4g64-x: layers: no linear .* '\*\.fc1'; there is model\.lay"
     ):
         hqq(llama(), layers=["*.fc1"], label="x")
 
@@ -343,7 +361,7 @@ def test_a_file_that_lacks_a_tensor(saved, key):
 
 
 def test_a_file_of_another_format(saved):
-    with pytest.raises(QuantizeError, match="expected format bitgate-hqq-1, got 'bitgate-hqq-0'"):
+    with pytest.raises(QuantizeError, match="expected format bitgate-hqq-2, got 'bitgate-hqq-0'"):
         load(saved(format="bitgate-hqq-0"))
 
 

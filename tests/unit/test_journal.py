@@ -11,14 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitgate.catalog import load
+from bitgate.gates import thresholds
 from bitgate.history import origin
 from bitgate.history.journal import (
     Header,
     Journal,
     JournalError,
     backup_of,
+    backups,
     difference,
     fingerprints,
+    gate_fingerprints,
+    is_in_use,
+    not_planned_any_more,
     read,
 )
 from bitgate.history.origin import changes
@@ -29,6 +34,7 @@ HEADER = Header(
     changes=None,
     cadence="commit",
     matrix={"quantize[a]": "1", "quantize[b]": "2"},
+    gates={"kernel": "1", "quality": "2"},
     execution={"device": "cpu", "threads": 1, "timing": "on"},
     versions={"python": "3.11.0", "torch": "2.9.0"},
     selection="bench -k llama",
@@ -148,24 +154,33 @@ def test_a_damaged_line_in_the_middle_is_named(path, line):
 
 def test_a_damaged_header_is_named(path):
     rest = written(path, {"nodeid": "a"}).split(b"\n", 1)[1]
-    path.write_bytes(b'{"schema": 1, "commit": "abc"}\n' + rest)
+    path.write_bytes(b'{"schema": 2, "commit": "abc"}\n' + rest)
     with pytest.raises(JournalError, match=r"line 1 is damaged .*delete the file; everything"):
         read(path)
 
 
 def test_another_schema_is_refused(path):
     written(path, header=replace(HEADER, schema=7))
-    with pytest.raises(JournalError, match="has schema 7, this Bitgate reads 1"):
+    with pytest.raises(JournalError, match="has schema 7, this Bitgate reads 2"):
         read(path)
 
 
-def test_beginning_keeps_one_backup(path):
-    first = written(path, {"nodeid": "first"})
-    written(path, {"nodeid": "second"})
-    assert backup_of(path).read_bytes() == first
-    third = written(path, {"nodeid": "third"})
-    assert path.read_bytes() == third
-    assert list(read(backup_of(path)).parcels) == ["second"]
+def test_beginning_keeps_the_newest_backups(path):
+    assert backup_of(path).name == "unfinished.jsonl.1"
+    written_ = [written(path, {"nodeid": str(number)}) for number in range(12)]
+    assert path.read_bytes() == written_[-1]
+    assert [old.name for old in backups(path)] == [f"unfinished.jsonl.{n}" for n in range(7, 12)]
+    assert [old.read_bytes() for old in backups(path)] == written_[6:11]
+    assert backup_of(path).name == "unfinished.jsonl.12"
+
+
+def test_whether_it_is_in_use(path):
+    written(path)
+    assert not is_in_use(path)
+    journal = Journal(path)
+    assert is_in_use(path)
+    journal.close()
+    assert not is_in_use(path)
 
 
 def test_one_writer_at_a_time(path):
@@ -178,17 +193,20 @@ def test_one_writer_at_a_time(path):
     Journal(path).close()
 
 
-def test_a_full_disk_leaves_whole_lines(path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt("while writing")]
+)
+def test_what_is_not_written_whole_leaves_whole_lines(path, monkeypatch, error):
     journal = Journal(path)
     journal.begin(HEADER)
     journal.append({"nodeid": "a"})
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
+    def fails(descriptor):
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr("os.fsync", fails)
+        with pytest.raises(type(error)):
             journal.append({"nodeid": "b"})
     journal.append({"nodeid": "c"})
     journal.close()
@@ -216,6 +234,12 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch):
             {"matrix": {"quantize[b]": "3", "quantize[c]": "4"}},
             "matrix differs: quantize[c] new, quantize[a] gone, quantize[b] defined otherwise",
         ),
+        ({"gates": {**HEADER.gates, "kernel": "3"}}, "gates differ: kernel defined otherwise"),
+        ({"gates": {"quality": "2", "new": "1"}}, "gates differ: new new, kernel gone"),
+        (
+            {"gates": {"quality": "2", "kernel": "1"}},
+            "gates differ: their order, of which the last one that fits a case counts",
+        ),
         (
             {"matrix": {**HEADER.matrix, **{str(n): "" for n in range(5)}}},
             "matrix differs: 0, 1, 2 and 2 more new",
@@ -230,6 +254,27 @@ def test_all_differences_are_named_and_order_is_none():
     other = replace(HEADER, commit="def", cadence="weekly", order=[])
     assert difference(HEADER, other) == ["commit abc -> def", "cadence commit -> weekly"]
     assert difference(HEADER, replace(HEADER, order=[])) == []
+
+
+def test_tests_that_are_missing_are_named():
+    assert not_planned_any_more("ab", "cab") is None
+    assert not_planned_any_more([], "a") is None
+    assert not_planned_any_more("abcdef", "be") == "selection without a, c, d and 1 more"
+
+
+def test_gates_are_compared_by_what_they_say(tmp_path):
+    path = tmp_path / "thresholds.toml"
+    gate = '[[gate]]\nname = "w4"\nmatch = { bits = 4 }\nrequire.size_mib = { max = %s }\n'
+
+    def of(text):
+        path.write_text(text)
+        return gate_fingerprints(thresholds.load(path).gates)
+
+    first = of(gate % 1)
+    assert list(first) == ["w4"]
+    assert of("# a word\n" + gate % "1.0") == first
+    assert of(gate % 2) != first
+    assert of(gate.replace("4 }", "8 }") % 1) != first
 
 
 MATRIX = """
@@ -301,3 +346,31 @@ def test_uncommitted_changes_but_those_of_gates(tmp_path, monkeypatch):
     assert changed
     code.write_text("c")
     assert changes(but="thresholds.toml") not in (None, changed)
+    git("commit", "-a", "-m", "second")
+    assert changes() is None
+
+
+def test_files_that_git_does_not_know_are_changes_if_they_are_code(tmp_path, monkeypatch):
+    import subprocess
+
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    monkeypatch.setattr(origin, "checkout", folder)
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    subprocess.run(["git", *identity, "commit", "-qm", "first"], cwd=tmp_path, check=True)
+    for left in ("ignored.py", "run.json", "deep/.benchmarks", "deep/thresholds.toml"):
+        (tmp_path / left).write_text("a")
+    assert changes(but="thresholds.toml") is None
+    seen = {None}
+    for new in ("conftest.py", "deep/test é.py", "deep/models.toml"):
+        for text in ("a", "b"):
+            (tmp_path / new).write_text(text)
+            found = changes(but="thresholds.toml")
+            assert found not in seen
+            assert changes(but="thresholds.toml") == found
+            seen.add(found)
+    monkeypatch.setattr(origin, "checkout", tmp_path)
+    assert changes(but="thresholds.toml") == found

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from bitgate.catalog import Execution, LocalSource, Model, PhaseWorkload
-from bitgate.measure import launches, speed
+from bitgate.measure import fresh, launches, speed
 from bitgate.measure.launch import ABANDONED, Job, run
 from bitgate.measure.launches import LaunchError, Launches
 from bitgate.measure.processes import ASSUMED
@@ -27,8 +27,10 @@ def go():
     assert sys.stdin.readline() == "go\\n"
 def done(packed=3):
     items = {"pair": list(range(pairs)), "tokens": [4] * pairs,
-             "seconds": [0.05] * pairs, "base_seconds": [0.1] * pairs}
-    seen = {"items": items, "packed_layers": packed, "expected_layers": 3}
+             "seconds": [0.05] * pairs, "base_seconds": [0.1] * pairs,
+             "cpu_seconds": [0.03] * pairs, "base_cpu_seconds": [0.09] * pairs}
+    seen = {"items": items, "packed_layers": packed, "expected_layers": 3,
+            "layer_classes": "Linear8bitLt"}
     json.dump(seen, open(result, "w"))
 """
 
@@ -83,6 +85,9 @@ def test_each_launch_is_a_batch(launching, items_of, metrics_of):
     assert speedup.value == pytest.approx(2)
     assert (speedup.interval.unit, speedup.interval.n) == ("process", 4)
     assert "over 4 processes" in str(speedup)
+    assert "wall clock" in str(speedup)
+    assert metrics["cpu_speedup"].value == pytest.approx(3)
+    assert "CPU clock" in str(metrics["cpu_speedup"])
     assert metrics["latency_ms"].value == pytest.approx(1000 * 0.05 / 4)
     assert (metrics["packed_layers"].value, metrics["packed_layers"].expected) == (3, 3)
 
@@ -148,7 +153,7 @@ def test_its_last_lines_are_shown(launching):
     lines = str(caught.value).splitlines()
     assert lines[0] == "decode[tiny]: launch 1 ended with exit status 7: line 49"
     assert lines[-1] == "  line 49"
-    assert len(lines) == 1 + launches.LAST_LINES
+    assert len(lines) == 1 + fresh.LAST_LINES
 
 
 def test_the_second_may_fail_too(launching, tmp_path):

@@ -14,6 +14,8 @@ from bitgate.cli import main
 from bitgate.history.merge import MergeError, merge
 from bitgate.history.runs import records_of
 
+pytest_plugins = ["pytester"]
+
 STATS = {
     **dict.fromkeys(("min", "max", "mean", "median", "q1", "q3", "total"), 0.5),
     **dict.fromkeys(("stddev", "iqr", "ld15iqr", "hd15iqr"), 0.5),
@@ -166,6 +168,86 @@ def test_another_commit(parts, tmp_path, other):
     refused(parts, tmp_path, "shard-1.json was measured at commit abc", f"shard-2.json at {other}")
 
 
+def test_the_time_is_that_of_the_last_part(parts, tmp_path):
+    times = ("2026-01-01T23:30:00-02:00", "2026-01-02T01:00:00+00:00")
+    for path, time in zip(parts, times, strict=True):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "datetime": time}))
+    merge(parts, tmp_path / "run.json")
+    assert json.loads((tmp_path / "run.json").read_text())["datetime"] == times[0]
+
+
+def told(path, **changes):
+    """What a run says of the whole run that it is a part of."""
+    content = json.loads(path.read_text())
+    content["bitgate"] = {
+        "failed": {},
+        "unfinished": 0,
+        "absent": [],
+        "due": [f"decode[{name}]" for name in "abc"],
+        "matrix": "1",
+        "gates": "2",
+        "changes": None,
+        **changes,
+    }
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("matrix", "other cases are due"),
+        ("gates", "the gates are others"),
+        ("changes", "the uncommitted changes are others"),
+    ],
+)
+def test_parts_of_other_runs(parts, tmp_path, key, words):
+    told(parts[0])
+    told(parts[1], **{key: "9"})
+    refused(parts, tmp_path, "shard-1.json and", "shard-2.json are no parts of one run", words)
+    content = json.loads(parts[1].read_text())
+    del content["bitgate"][key]  # an earlier run does not say
+    parts[1].write_text(json.dumps(content))
+    merge(parts, tmp_path / "run.json")
+
+
+def test_a_part_that_is_missing(parts, tmp_path):
+    told(parts[0])
+    told(parts[1])
+    refused(parts[:1], tmp_path, "1 cases were due and are in no part: decode[b];", "--partial")
+    output = tmp_path / "run.json"
+    command = ["merge", str(parts[0]), "--output", str(output)]
+    assert CliRunner().invoke(main, command).exit_code == 4
+    partial = CliRunner().invoke(main, [*command, "--partial"])
+    assert partial.exit_code == 0
+    assert "WARNING: 1 cases were due and are in no part: decode[b]" in partial.stderr
+    # a part of a part is still one
+    assert merge([output, parts[1]], tmp_path / "whole.json") == []
+    whole = json.loads((tmp_path / "whole.json").read_text())["bitgate"]
+    assert whole["due"] == ["decode[a]", "decode[b]", "decode[c]"]
+    assert (whole["matrix"], whole["gates"], whole["changes"]) == ("1", "2", None)
+
+
+def test_what_a_part_could_not_measure_is_not_missing(parts, tmp_path):
+    left_out = {"case": "decode[d]", "model": "m", "recipe": {}, "why": "no room", "failed": False}
+    due = [f"decode[{name}]" for name in "abcde"]
+    told(parts[0], due=due, absent=[left_out])
+    told(parts[1], due=due, failed={"decode[e]": "broke"})
+    merge(parts, tmp_path / "run.json")
+
+
+def test_parts_that_were_really_measured(free_project, pytester):
+    free_project(pytester.path)
+    for part in ("quantize", "perplexity"):
+        done = pytester.runpytest_subprocess(
+            *("bench", "--threads=1", "-m", part, f"--benchmark-json={part}.json")
+        )
+        assert done.ret == 0
+    quantize, perplexity = pytester.path / "quantize.json", pytester.path / "perplexity.json"
+    with pytest.raises(MergeError, match=r"2 cases were due and are in no part: perplexity\["):
+        merge([quantize], pytester.path / "run.json")
+    assert merge([quantize, perplexity], pytester.path / "run.json") == []
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -180,6 +262,82 @@ def test_another_commit(parts, tmp_path, other):
 def test_no_run(parts, tmp_path, content, words):
     parts[1].write_bytes(content.encode("latin-1"))
     refused(parts, tmp_path, f"shard-2.json {words}")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where"),
+    [
+        (("benchmarks",), None, "benchmarks: Input should be a valid list"),
+        (("benchmarks",), {"a": 1}, "benchmarks: Input should be a valid list"),
+        (("benchmarks", 0), "text", "benchmarks.0: Input"),
+        (("benchmarks", 0, "fullname"), 7, "benchmarks.0.fullname"),
+        (("benchmarks", 0, "stats"), [], "benchmarks.0.stats"),
+        (("benchmarks", 0, "extra_info"), None, "benchmarks.0.extra_info"),
+        (("benchmarks", 0, "extra_info"), [], "benchmarks.0.extra_info"),
+        (("benchmarks", 0, "extra_info", "bitgate"), "text", "extra_info.bitgate"),
+        (("benchmarks", 0, "extra_info", "bitgate"), {}, "extra_info.bitgate.schema: Field req"),
+        (("benchmarks", 0, "extra_info", "bitgate", "case"), ["a"], "extra_info.bitgate.case"),
+        (("benchmarks", 0, "extra_info", "bitgate", "commit"), {}, "extra_info.bitgate.commit"),
+        (("benchmarks", 0, "extra_info", "bitgate", "versions"), [1], "bitgate.versions"),
+        (("machine_info",), "text", "machine_info: Input"),
+        (("commit_info",), None, "commit_info: Input"),
+        (("datetime",), 0, "datetime: Input"),
+        (("datetime",), "yesterday", "datetime: Value error, expected a time"),
+        (("bitgate",), None, "bitgate: Input"),
+        (("bitgate",), {"failed": ["a"]}, "bitgate.failed: Input"),
+        (("bitgate",), {"unfinished": "1"}, "bitgate.unfinished: Input"),
+        (("bitgate",), {"machines": {"a": 1}}, "bitgate.machines: Input"),
+        (("bitgate",), {"machines": [{"run": "a"}]}, "bitgate.machines.0.machine_info: Field"),
+    ],
+)
+def test_odd_content_is_named(parts, tmp_path, path, value, where):
+    content = json.loads(parts[1].read_text())
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    parts[1].write_text(json.dumps(content))
+    refused(parts, tmp_path, "shard-2.json is no run that pytest-benchmark has saved: ", where)
+
+
+@pytest.mark.parametrize("content", ["null", "7", '"text"', "[" * 100_000])
+def test_what_is_no_table(parts, tmp_path, content):
+    parts[1].write_text(content)
+    refused(parts, tmp_path, "shard-2.json is no ")
+
+
+def test_scores_that_do_not_fit_together(parts, tmp_path):
+    table = parquet.read_table(parts[1].with_suffix(".parquet")).to_pandas()
+    table["item"] = ["a word"]
+    parquet.write_table(pa.Table.from_pandas(table), parts[1].with_suffix(".parquet"))
+    refused(parts, tmp_path, "shard-1.parquet", "shard-2.parquet do not fit together")
+
+
+@pytest.mark.parametrize("name", ["shard-1", "shard-1.parquet", "run", "run.parquet", "run.JSON"])
+def test_output_that_is_no_json_file(parts, tmp_path, name):
+    """It could be, or lie beside, what is read."""
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(MergeError, match=r"does not end in \.json"):
+        merge(parts, tmp_path / name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_output_onto_what_is_read(parts, tmp_path, link, suffix):
+    getattr(tmp_path.joinpath(f"run{suffix}"), link)(parts[1].with_suffix(suffix))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(MergeError, match=r"name another --output"):
+        merge(parts, tmp_path / "run.json")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_scores_onto_those_of_a_part_without_suffix(parts, tmp_path):
+    parts[0].rename(tmp_path / "shard-1")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(MergeError, match=r"shard-1\.parquet is to be written, and .* to be read"):
+        merge([tmp_path / "shard-1", parts[1]], tmp_path / "shard-1.json")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_file_that_is_missing(parts, tmp_path):
@@ -235,3 +393,24 @@ def test_the_command(parts, tmp_path):
     onto_a_part = CliRunner().invoke(main, ["merge", str(parts[0]), "-o", str(parts[0])])
     assert onto_a_part.exit_code == 4
     assert "name another --output" in onto_a_part.stderr
+
+
+def test_what_no_part_has_measured_is_still_named(tmp_path):
+    parts = [run(tmp_path / f"{name}.json", name) for name in "ab"]
+    for path, missing in zip(parts, ("bc", "c"), strict=True):
+        content = json.loads(path.read_text())
+        absent = [
+            {
+                "case": f"decode[{name}]",
+                "model": "m",
+                "recipe": {"name": name},
+                "why": f"not in {path.stem}",
+                "failed": False,
+            }
+            for name in missing
+        ]
+        content["bitgate"] = {"failed": {}, "unfinished": 0, "absent": absent}
+        path.write_text(json.dumps(content))
+    merge(parts, tmp_path / "all.json")
+    found = json.loads((tmp_path / "all.json").read_text())["bitgate"]["absent"]
+    assert [(one["case"], one["why"]) for one in found] == [("decode[c]", "not in a")]

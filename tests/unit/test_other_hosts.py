@@ -120,6 +120,7 @@ if "perplexity" in item.nodeid: say("at last"); wait("lost")
     ],
     ids=["finished", "at its last test"],
 )
+@pytest.mark.slow
 def test_a_worker_whose_host_is_gone_is_replaced_where_another_is_done(hosts, body):
     hosts.do(body)
     done = hosts.run()
@@ -141,6 +142,7 @@ def test_no_host_is_left(hosts):
     assert hosts.saved() == {test for test, host, _ in hosts.ran() if host == "near"}
 
 
+@pytest.mark.slow
 def test_a_host_that_is_lost_with_nothing_left_to_run(hosts):
     hosts.do('if HOST == "far" and "perplexity" in item.nodeid: wait("done"); die("near", "far")')
     done = hosts.run()
@@ -148,6 +150,7 @@ def test_a_host_that_is_lost_with_nothing_left_to_run(hosts):
     done.assert_outcomes(passed=3, failed=1)
 
 
+@pytest.mark.slow
 def test_workers_die_only_so_often(hosts):
     """Without -n, xdist would replace them for ever."""
     hosts.do("die()")

@@ -127,10 +127,10 @@ def test_observations_name_window_document_and_tokens(scored):
 def test_intervals_hold_the_value_and_name_their_method(scored, protocol):
     text, _, metrics = scored[protocol]
     methods = {
-        "perplexity": "Student t",
-        "base_perplexity": "Student t",
-        "perplexity_ratio": "Student t",
-        "kl_divergence": "bootstrap-t",
+        "perplexity": "skew-corrected t",
+        "base_perplexity": "skew-corrected t",
+        "perplexity_ratio": "skew-corrected t",
+        "kl_divergence": "skew-corrected t",
         "top1_agreement": "Wilson at effective n",
     }
     for name, method in methods.items():
@@ -140,6 +140,17 @@ def test_intervals_hold_the_value_and_name_their_method(scored, protocol):
         assert (metric.interval.n, metric.interval.unit) == (len(text), "window")
         assert metric.interval.level == 0.98
     assert metrics["packed_layers"].value == metrics["packed_layers"].expected == 14
+
+
+def test_windows_of_different_sizes_do_not_widen_what_all_tokens_share(scored):
+    """The first window of a document scores twice the tokens of the next one, which says nothing
+    of how uncertain the mean over tokens is."""
+    _, items, metrics = scored["overlapping-with-bos"]
+    per_token = items["nll"] / items["tokens"]
+    naive = per_token.std(ddof=1) / math.sqrt(len(per_token))
+    metric = metrics["perplexity"]
+    half = (math.log(metric.high) - math.log(metric.low)) / 2
+    assert 2 * naive < half < 3.5 * naive  # the quantile is 2.4
 
 
 # --- special cases -------------------------------------------------------------------------
@@ -244,3 +255,34 @@ def test_passes_do_not_change_the_scores(
     again = items_of(measurement)
     for key, column in items.items():
         assert again[key] == pytest.approx(column, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 10**6])
+def test_how_many_rows_are_compared_at_a_time_changes_nothing(
+    scored, base, quantized, served, items_of, monkeypatch, rows
+):
+    text, items, _ = scored["overlapping-with-bos"]
+    monkeypatch.setattr(perplexity, "_BLOCK", 256 * rows)
+    again = items_of(paired_scores(quantized, LiveScores(served(base)), text, 100))
+    for key, column in items.items():
+        assert (again[key] == column).all(), key
+
+
+def test_comparing_leaves_the_scores_of_the_base_as_they_are(quantized, base, served, random_text):
+    """Live ones are float32 as what is compared, which happens in place."""
+    text = random_text()
+    scores = LiveScores(served(base)).scores(text, 0, len(text))
+    kept = [tensor.clone() for tensor in scores]
+    measurement = paired_scores(quantized, LiveScores(served(base)), text, 100)
+    measurement._compare(quantized.logits(text.tokens), scores, 0, len(text))
+    assert all(torch.equal(a, b) for a, b in zip(scores, kept, strict=True))
+    rows = scores.log_probs.exp().sum(-1)
+    assert torch.allclose(rows, torch.ones_like(rows)), "each row is its own"
+
+
+def test_the_likeliest_token_is_torchs():
+    rows = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    rows[1, 7] = rows[1, 200] = math.nan
+    rows[2], rows[3], rows[4] = math.nan, -math.inf, 0.0
+    assert (rows == rows.amax(-1, keepdim=True)).sum(-1).max() > 1, "there are ties"
+    assert torch.equal(perplexity.likeliest(rows), rows.argmax(-1))

@@ -29,7 +29,7 @@ MODELS = (
     '[model.tiny]\nfamily = "llama"\nsource = { kind = "shapes" }\nformat = "shapes"\nconfig = {}\n'
 )
 DATASETS = (
-    '[dataset.text]\nsource = { kind = "local", path = "t" }\nformat = "plain"\ntokens = 100\n'
+    '[dataset.text]\nsource = { kind = "local", path = "t" }\nformat = "plain"\ntokens = 1000\n'
 )
 RECIPES = '[[recipe]]\nmethod = "hqq"\nbits = [4, 8]\ngroup_size = 64\n'
 MATRIX = """

@@ -40,7 +40,7 @@ BROKEN = {
     "other benchmarks": ('{"benchmarks": [{"extra_info": {}}]}', "holds no records of Bitgate"),
     "half a record": (
         '{"benchmarks": [{"extra_info": {"bitgate": {"case": "a"}}}]}',
-        "is no run that pytest-benchmark has saved",
+        "is no run that pytest-benchmark has saved: it lacks 'schema'",
     ),
 }
 
@@ -76,6 +76,35 @@ def test_a_value_that_is_no_number_is_refused(runs, value):
     record["metrics"]["speedup"]["value"] = value
     with pytest.raises(RunError, match=r"decode\[a\]: metrics.speedup.value: .*number"):
         read_run(runs.save((record, items)))
+
+
+@pytest.mark.parametrize("when", ["yesterday", None, 7, "", "0001-01-01T00:00:00+14:00"])
+def test_a_run_of_no_known_time_is_refused(runs, when):
+    """It would be the newest of all, or the oldest."""
+    path = runs.save(runs.speed(2.0))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "datetime": when}))
+    with pytest.raises(RunError, match=r"0001_run.json: datetime: expected a time such as .*, got"):
+        read_run(path)
+
+
+def test_the_newest_is_so_by_time_and_not_by_how_it_is_written(runs, store):
+    for when in ("2026-01-01T23:30:00-02:00", "2026-01-02T01:00:00", "2026-01-02T03:00:00+02:30"):
+        runs.save(runs.speed(2.0), when=when)
+    assert [run.name for run in store().runs] == ["0001", "0002", "0003"]
+
+
+@pytest.mark.parametrize("number", ["7", 7.5, None])
+def test_a_count_that_is_none_is_refused(runs, number):
+    record, items = runs.speed(2.0)
+    record["metrics"]["speedup"]["interval"]["n"] = number
+    with pytest.raises(RunError, match=r"decode\[a\]: metrics.speedup.interval.*n: "):
+        read_run(runs.save((record, items)))
+
+
+@pytest.mark.parametrize("top", [None, 7, []])
+def test_what_bitgate_says_of_a_run_is_a_table(runs, top):
+    with pytest.raises(RunError, match=r"0001_run.json is no run that pytest-benchmark has"):
+        read_run(runs.save(runs.speed(2.0), bitgate=top))
 
 
 def test_broken_scores_are_said_when_they_are_needed(runs):

@@ -1,4 +1,4 @@
-"""The saved runs as series: read whatever is sound, name whatever is not, and export it."""
+"""The saved runs as series: read every run that is sound, name whatever is not, and export it."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from bitgate.history.export import COLUMNS
 from bitgate.history.points import fits
 from bitgate.history.reading import HistoryError, history_of, read
 from bitgate.history.record import SCHEMA
+from bitgate.history.saved import read_run
 from bitgate.history.series import series
 
 SCORED, DECODED = "perplexity[tiny-hqq-w4g64-text]", "decode[tiny-hqq-w4g64-b1]"
@@ -105,13 +106,12 @@ def test_a_run_that_is_in_a_merged_one_too_counts_once(save_run, tmp_path):
 
 
 BROKEN = {
-    "empty": ("", "no whole JSON"),
+    "empty": ("", "is empty"),
     "cut": ('{"benchmarks": [', "no whole JSON"),
     "list": ("[]", "no run that pytest-benchmark has saved"),
     "number": ("3", "no run that pytest-benchmark has saved"),
     "foreign": ('{"answer": 42}', "no run that pytest-benchmark has saved"),
-    "no time": ('{"benchmarks": []}', "no run that pytest-benchmark has saved"),
-    "bad time": ('{"benchmarks": [], "datetime": "now"}', "no run that pytest-benchmark has saved"),
+    "no table": ('{"benchmarks": [], "bitgate": null}', "no run that pytest-benchmark has saved"),
     "nothing": ('{"benchmarks": [], "datetime": "2026-01-01"}', "no records of Bitgate"),
     "others": (
         '{"benchmarks": [{"extra_info": {}}], "datetime": "2026-01-01"}', "no records of Bitgate"
@@ -134,7 +134,7 @@ def test_a_broken_file_is_named_with_the_reason(save_run, tmp_path, kind):
 
 def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "0002_bad.json").write_bytes(b"\xff\xfe\x00")
-    assert "no whole JSON" in read([tmp_path]).skipped[0].reason
+    assert "no JSON file" in read([tmp_path]).skipped[0].reason
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
@@ -144,20 +144,40 @@ def test_a_file_that_cannot_be_read(tmp_path):
     assert "no such file" in skipped.reason
 
 
-def test_another_schema_and_damaged_records_cost_only_themselves(save_run, tmp_path):
+def test_a_run_with_another_schema_or_a_damaged_record_is_left_out_whole(save_run, tmp_path):
+    """As it is no reference of others either: what is left of it would pass for all of it."""
     run = save_run(tmp_path, 1, METRICS)
     content = json.loads(run.read_text())
     first, second = (b["extra_info"]["bitgate"] for b in content["benchmarks"])
     first["schema"] = SCHEMA + 1
     run.write_text(json.dumps(content))
     history = read([tmp_path])
-    assert {point.of.case for point in history.points} == {DECODED}
-    assert f"1 of 2 records left out: schema {SCHEMA + 1}" in history.skipped[0].reason
+    assert history.runs == history.points == []
+    assert history.skipped[0].reason.startswith(f"{SCORED} is recorded in schema {SCHEMA + 1}")
+    first["schema"] = SCHEMA
     del second["execution"]
     run.write_text(json.dumps(content))
     history = read([tmp_path])
     assert history.runs == []
-    assert any("lacks 'execution'" in one.reason for one in history.skipped)
+    assert history.skipped[0].reason.startswith(f"{DECODED}: execution: Field required")
+
+
+def test_a_recipe_without_a_name_is_read(save_run, tmp_path):
+    run = save_run(tmp_path, 1, {DECODED: {"speedup": (2.0, 0.1)}})
+    content = json.loads(run.read_text())
+    del content["benchmarks"][0]["extra_info"]["bitgate"]["recipe"]["name"]
+    run.write_text(json.dumps(content))
+    assert read_run(run).passed
+    (point,) = read([tmp_path]).points
+    assert (point.of.recipe, point.of.bits) == ("", 4)
+
+
+def test_runs_are_ordered_by_time_and_not_by_how_it_is_written(save_run, tmp_path):
+    times = ("2026-01-01T23:30:00-02:00", "2026-01-02T01:00:00", "2026-01-02T03:00:00+02:30")
+    for number, time in enumerate(times, 1):
+        run = save_run(tmp_path, number, METRICS)
+        run.write_text(json.dumps({**json.loads(run.read_text()), "datetime": time}))
+    assert [run.number for run in read([tmp_path]).runs] == [3, 2, 1]
 
 
 @pytest.mark.parametrize("value", ["fast", None, [1], {}])
@@ -169,14 +189,14 @@ def test_a_value_that_is_no_number(save_run, tmp_path, value):
     run.write_text(json.dumps(content))
     history = read([tmp_path])
     assert history.points == []
-    assert "no number" in history.skipped[0].reason
+    assert history.skipped[0].reason.startswith(f"{DECODED}: metrics.speedup.value: ")
 
 
 def test_an_empty_history_says_how_to_make_one(tmp_path):
     with pytest.raises(HistoryError, match="--benchmark-autosave"):
         history_of([tmp_path])
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(HistoryError, match=r"x\.json: no whole JSON"):
+    with pytest.raises(HistoryError, match=r"x\.json: is no whole JSON"):
         history_of([tmp_path])
 
 

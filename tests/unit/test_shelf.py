@@ -1,13 +1,26 @@
 """What is in memory, and what is on disk instead; and what launches cost."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
 from bitgate import quantize
-from bitgate.catalog import Case, Cell, LocalSource, Model, PhaseWorkload
+from bitgate.catalog import (
+    Case,
+    Cell,
+    Dataset,
+    LabelledDataset,
+    LocalSource,
+    Model,
+    PhaseWorkload,
+    Recipe,
+    TextWorkload,
+    TrainedSource,
+)
 from bitgate.plugin.budget import Budget
-from bitgate.plugin.shelf import Shelf
+from bitgate.plugin.shelf import Shelf, _keep_unseen
+from bitgate.sources import DoesNotFit, SourceError, load_items
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +106,114 @@ def test_launches_are_added_to_what_a_case_costs():
     assert budget.cost("decode[a]") == 32
     assert budget.cost("decode[new]") == 6 + 30, "what is usual, and the launches"
     assert budget.cost("quantize[a]") == 10
+
+
+# --- texts to calibrate with -----------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer for which each word is a token."""
+
+    bos_token_id = None
+
+    def __call__(self, texts, add_special_tokens, verbose):
+        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+    def decode(self, tokens):
+        return " ".join(map(str, tokens))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_was_calibrated_with_is_not_scored(shelf, model, monkeypatch, tmp_path, copied):
+    """Also where the catalog cannot know: a copy of the text in another file."""
+    import random
+
+    numbers = random.Random(0)
+    texts = {
+        name: " ".join(str(numbers.randrange(256)) for _ in range(400))
+        for name in ("exam", "lessons")
+    }
+    if copied:
+        texts["lessons"] = texts["exam"]
+
+    def dataset(name):
+        (tmp_path / name).write_text(texts[name])
+        source = LocalSource(kind="local", path=tmp_path / name)
+        return Dataset(name=name, source=source, format="plain", tokens=200, window=100)
+
+    class Taught(Recipe):
+        calibration: Dataset
+        calibrated_by = ("calibration",)
+
+    loaded = shelf._load(model)
+    monkeypatch.setattr(shelf, "_load", lambda _: replace(loaded, tokenizer=Words()))
+    recipe = Taught(method="taught", calibration=dataset("lessons"))
+    scored = TextWorkload(dataset=dataset("exam"))
+    if not copied:
+        assert len(shelf.text(Case(Cell(model, recipe), scored, "commit"))) == 4
+        return
+    with pytest.raises(
+        SourceError,
+        match=r"recipe taught: calibration: dataset lessons has text that exam scores, such as '\d",
+    ):
+        shelf.text(Case(Cell(model, recipe), scored, "commit"))
+
+
+# --- labelled items ---------------------------------------------------------------------------
+
+
+def test_what_a_model_was_trained_with_is_not_evaluated(tmp_path, monkeypatch):
+    """Under another name, too; the parts of one dataset are apart as they are."""
+    monkeypatch.setenv("BITGATE_CACHE", str(tmp_path / "cache"))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(f'{{"text": "text {n}", "label": {n % 2}}}\n' for n in range(40)))
+
+    def dataset(**fields):
+        data = {"of": "texts", "format": "jsonl", "classes": ["a", "b"], **fields}
+        source = {"kind": "local", "path": str(texts)}
+        return LabelledDataset.model_validate({**data, "source": source})
+
+    lessons = dataset(name="lessons", items=10, train_items=15, validation_items=5)
+    source = TrainedSource.model_validate({"kind": "trained", "dataset": lessons})
+    trained = Model.model_construct(name="tiny", source=source)
+    for exam in (lessons, dataset(name="few", items=10)):
+        _keep_unseen(trained, exam, load_items(exam))
+    many = dataset(name="many", items=11)
+    with pytest.raises(SourceError, match=r"labelled many: model tiny was trained .* 'text \d+'"):
+        _keep_unseen(trained, many, load_items(many))
+    _keep_unseen(Model.model_construct(source=None), many, load_items(many))
+
+
+# --- what does not fit -------------------------------------------------------------------------
+
+
+def room(monkeypatch, free):
+    monkeypatch.setattr(sys.modules[Shelf.__module__], "available_memory", lambda device: free)
+
+
+def test_a_cell_that_does_not_fit_beside_its_base_loads_nothing(shelf, case, loads, monkeypatch):
+    room(monkeypatch, 1_000_000)
+    with pytest.raises(DoesNotFit) as told:
+        shelf.execution(case())
+    assert not loads
+    said = "tiny-hqq-w4g64 does not fit in the memory of cpu: (base 0.00 + quantized 0.00 + "
+    assert said in str(told.value)
+    assert "and 0.00 GiB are available" in str(told.value)
+
+
+def test_only_what_is_not_loaded_yet_has_to_fit(shelf, case, loads, monkeypatch):
+    shelf.quantized(case(4))
+    assert len(loads) == 1
+    room(monkeypatch, 1_500_000)  # the base takes as much, and is there
+    shelf.execution(case(8))
+    room(monkeypatch, 10_000)
+    with pytest.raises(DoesNotFit, match=r"\(quantized 0.00 \+ key-value cache 0.00\) GiB"):
+        shelf.execution(case(3))
+    assert len(loads) == 1
+
+
+def test_a_cell_at_hand_is_not_asked_for_room_again(shelf, case, monkeypatch):
+    shelf.execution(case())
+    shelf.quantized(case())
+    room(monkeypatch, 0)
+    shelf.execution(case())

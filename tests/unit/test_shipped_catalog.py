@@ -55,3 +55,17 @@ def test_the_hub_entry_differs_by_toml_only(catalog):
     assert model.source.kind == dataset.source.kind == "hub"
     weekly = [case for case in catalog.cases("weekly") if case.cell.model is model]
     assert {case.kind for case in weekly} == {"quantize", "perplexity", "decode", "prefill"}
+
+
+def test_sentiment_is_asked_at_each_width_and_batch_size(catalog):
+    model = "llama-smollm2-135m-sentiment"
+    assert catalog.models[model].source.dataset == catalog.labelled["tweets"]
+    cadences = ("commit", "nightly", "weekly")
+    due = {cadence: {case.key for case in catalog.cases(cadence)} for cadence in cadences}
+    recipes = ("hqq-w8g64", "hqq-w4g64-dequantize", "hqq-w3g64")
+    assert f"accuracy[{model}-{recipes[1]}-tweets-b32]" in due["commit"]
+    for recipe in recipes:
+        assert f"quantize[{model}-{recipe}]" in due["nightly"]
+        assert f"accuracy[{model}-{recipe}-tweets-b32]" in due["nightly"]
+        for batch in (1, 32, 64):
+            assert f"accuracy[{model}-{recipe}-tweets-b{batch}-timed]" in due["weekly"]

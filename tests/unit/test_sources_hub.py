@@ -86,6 +86,7 @@ else:
     print(sorted(path.relative_to(result).as_posix() for path in result.rglob("*")))
 """
 SNAPSHOT = CODE.format(function="fetch_snapshot", call='fetch_snapshot(source, "model x")')
+CONFIG = CODE.format(function="fetch_config_file", call='fetch_config_file(source, "model x")')
 COLUMN = CODE.format(function="fetch_column", call='fetch_column(source, "text", "dataset x")')
 
 
@@ -131,7 +132,13 @@ def test_what_the_hub_refuses_is_said_with_its_remedy(fetch, repo, revision, say
     assert fetch(repo, revision).startswith(says)
 
 
-@pytest.mark.parametrize("code", [SNAPSHOT, COLUMN], ids=["model", "dataset"])
+def test_a_config_comes_without_weights(fetch):
+    assert fetch("both/model", code=CONFIG) == "['config.json']"
+    assert fetch("both/model", code=CONFIG, HF_HUB_OFFLINE="1") == "['config.json']"
+    assert fetch("gated/model", code=CONFIG).startswith("SourceError gated/model is gated")
+
+
+@pytest.mark.parametrize("code", [SNAPSHOT, CONFIG, COLUMN], ids=["model", "config", "dataset"])
 def test_no_hub_is_an_error_of_its_own(fetch, code):
     said = fetch("both/model", code=code, HF_HUB_OFFLINE="1")
     assert said.startswith("HubUnavailable the model hub cannot be reached"), said
@@ -155,13 +162,15 @@ def test_a_dataset_gives_one_column(monkeypatch):
 
     def load_dataset(repo, subset, **options):
         asked.update(repo=repo, subset=subset, **options)
-        return datasets.Dataset.from_dict({"text": ["a", "", "b"], "id": [1, 2, 3]})
+        turns = [["Why?", "Because."], ["So?"], []]
+        return datasets.Dataset.from_dict({"text": ["a", "", "b"], "id": [1, 2, 3], "turns": turns})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = HubSource(kind="hub", repo="some/text", revision=REVISION, subset="raw", split="test")
     assert fetch_column(source, "text", "x") == ["a", "", "b"]
     assert asked == {"repo": "some/text", "subset": "raw", "split": "test", "revision": REVISION}
-    with pytest.raises(SourceError, match=r"no column 'txt'; there is text, id"):
+    assert fetch_column(source, "turns", "x") == ["Why?\n\nBecause.", "So?", ""]
+    with pytest.raises(SourceError, match=r"no column 'txt'; there is text, id, turns"):
         fetch_column(source, "txt", "x")
     with pytest.raises(SourceError, match="needs the key `split`"):
         fetch_column(source.model_copy(update={"split": None}), "text", "x")

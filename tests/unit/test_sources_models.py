@@ -1,7 +1,9 @@
 """Models: bare shapes, directories, state dicts, and whether they fit."""
 
+import gc
 import hashlib
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -116,6 +118,17 @@ def test_a_state_dict(tmp_path, suffix):
     assert torch.equal(logits(loaded.module), logits(original))
     assert loaded.module.lm_head.weight is loaded.module.model.embed_tokens.weight
     assert not loaded.module.lm_head.weight.requires_grad
+
+
+def test_garbage_collections_leave_imports_alone_and_free_models():
+    """What torch and transformers are made of is not looked at again; a model, in a cycle, is."""
+    module = load_model(shape()).module
+    assert gc.get_freeze_count() > 100_000
+    module.itself = [module]
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
 
 
 class Evil:

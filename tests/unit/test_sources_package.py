@@ -192,3 +192,38 @@ print(fetch_once(source, "model tiny").stat().st_ino)
     assert len(inodes) == 1, outputs
     assert inodes != {""}, outputs
     assert sum("download tiny-model" in error for _, error in outputs) == 1
+
+
+def build_sdist(folder: Path) -> Path:
+    """The same package as a source distribution, which pip asks for its metadata."""
+    path = folder / "tiny_model-1.0.tar.gz"
+    files = {
+        "setup.py": b"from setuptools import setup\nsetup(name='tiny-model', version='1.0')\n",
+        "PKG-INFO": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+        "data/weights.bin": DATA,
+    }
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"tiny_model-1.0/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_a_source_distribution_is_taken_where_there_is_a_wheel_too(registry, tmp_path, monkeypatch):
+    build_wheel(registry)
+    build_sdist(registry)
+    # the registry has no setuptools; this environment has
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")
+    assert fetch(tmp_path, sdist=True, file="data/weights.bin").read_bytes() == DATA
+
+
+def test_a_source_distribution_that_is_not_there(registry, tmp_path):
+    build_wheel(registry)
+    with pytest.raises(SourceError, match=r"has no tiny-model==1\.0 as a source distribution"):
+        fetch(tmp_path, sdist=True)
+
+
+def test_a_source_distribution_is_for_every_platform():
+    with pytest.raises(ValueError, match="`sdist` goes without `python` and `platform`"):
+        source(sdist=True, python="3.11")

@@ -115,3 +115,40 @@ def test_a_tokenizer_without_bos_is_an_error_only_if_bos_is_asked_for():
     assert len(windows(dataset(), Letters(), ["a" * 100])) == 1
     with pytest.raises(SourceError, match=r"^dataset text: bos: "):
         windows(dataset(bos=True), Letters(), ["a" * 100])
+
+
+# --- texts that must not meet ----------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer of documents that are numbers."""
+
+    bos_token_id = BOS
+
+    def __call__(self, documents, **_):
+        return {"input_ids": [[int(word) for word in text.split()] for text in documents]}
+
+
+@settings(deadline=None, max_examples=100)
+@given(protocols(), protocols(), st.lists(st.integers(0, 80), min_size=1, max_size=5))
+def test_what_is_avoided_is_never_touched(one, other, lengths):
+    documents = [" ".join(map(str, text)) for text in texts_of(lengths)]
+    try:
+        scored = windows(other, Words(), documents)
+        mine = windows(one.model_copy(update={"avoid": (other,)}), Words(), documents)
+    except SourceError:
+        return  # nothing is left to draw
+    assert not set(mine.tokens.flatten().tolist()) & set(scored.tokens.flatten().tolist())
+
+
+def test_what_avoids_nothing_is_drawn_as_ever():
+    documents = [" ".join(map(str, text)) for text in texts_of([60, 80, 40])]
+    other = dataset(tokens_limit=10)
+    alone, apart = (
+        windows(dataset(avoid=avoided, tokens_limit=30), Words(), documents)
+        for avoided in ((), (other,))
+    )
+    # the order is the same, without those that are taken
+    taken = {tuple(row) for row in windows(other, Words(), documents).tokens.tolist()}
+    order = [tuple(row) for row in alone.tokens.tolist() if tuple(row) not in taken]
+    assert [tuple(row) for row in apart.tokens.tolist()][: len(order)] == order

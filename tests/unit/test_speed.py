@@ -2,15 +2,24 @@
 
 import math
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from bitgate.catalog import PhaseWorkload
+from bitgate.catalog import Execution, PhaseWorkload
 from bitgate.measure import speed
 from bitgate.measure.measurement import MeasureError
-from bitgate.measure.processes import Between, Spread
-from bitgate.measure.speed import PAIRS_PER_BATCH, WARM_STEPS, paired_steps, prompt_of, timed
+from bitgate.measure.processes import ASSUMED, Between, Spread
+from bitgate.measure.speed import (
+    PAIRS_PER_BATCH,
+    WARM_STEPS,
+    paired_steps,
+    prompt_of,
+    speeds,
+    timed,
+)
+from bitgate.metric import Metric
 from bitgate.statistics import process_median
 
 
@@ -19,6 +28,7 @@ class Sleeper:
 
     vocabulary = 100
     packed_layers, expected_layers = 3, 4
+    execution = Execution("cpu", "float32", 1, "torch")
 
     def __init__(self, name, log, step=0.0, prompt=0.0, context=None):
         self.name, self.log, self.step, self.prompt = name, log, step, prompt
@@ -90,8 +100,8 @@ def test_turns_alternate(decoded):
     assert items["pair"].tolist() == list(range(8))
     steps = int(items["tokens"][0]) // 2
     # AB BA AB BA: the same model ends a pair and begins the next
-    first = log.index(("B", "step")) + WARM_STEPS
-    timed_steps = [name for name, what in log[first:] if what == "step"]
+    warm = 2 * 2 * WARM_STEPS
+    timed_steps = [name for name, what in log if what == "step"][warm:]
     assert timed_steps == [name for pair in "ABBA" * 4 for name in [pair] * steps]
 
 
@@ -139,8 +149,88 @@ def test_a_calibrated_spread_takes_the_place_of_the_assumed_one(decoded, metrics
     assert math.log(speedup.high / speedup.value) == pytest.approx(wanted.high - wanted.value)
     assert math.log(own.high / own.value) >= 2.821 * 0.1
     assert speedup.interval.method == (
-        f"median of 8 steps widened by 2.0 % between processes ({source})"
+        f"wall clock, median of 8 steps widened by 2.0 % between processes ({source})"
     )
+
+
+# --- clocks --------------------------------------------------------------------------------
+
+
+def seen(launches=1, **changes):
+    """Eight pairs of each launch: twice as fast by the wall clock, three times by the CPU's."""
+    n = 8 * launches
+    columns = {"base_seconds": 0.2, "seconds": 0.1, "base_cpu_seconds": 0.15, "cpu_seconds": 0.05}
+    items = {name: np.full(n, value) for name, value in (columns | {"tokens": 4}).items()}
+    return items | {"launch": np.repeat(np.arange(launches), 8)} | changes
+
+
+def speeds_of(items, device="cpu", threads=1, spread=ASSUMED):
+    execution = Execution(device, "float32", threads, "torch")
+    packed = Metric("packed_layers", 3, expected=3)
+    found = speeds(items, decoding(), execution, spread, packed, 0.98, 0.98)
+    return {metric.name: metric for metric in found}
+
+
+def test_one_thread_is_judged_by_both_clocks():
+    found = speeds_of(seen())
+    assert found["speedup"].value == pytest.approx(2)
+    assert found["cpu_speedup"].value == pytest.approx(3)
+    assert "wall clock" in str(found["speedup"])
+    assert "CPU clock" in str(found["cpu_speedup"])
+    for name in ("latency_ms", "tokens_per_second", "base_tokens_per_second"):
+        assert "wall clock" in str(found[name])
+
+
+@pytest.mark.parametrize(
+    ("items", "how"),
+    [
+        (seen(), {"threads": 2}),  # the sum over threads is no time
+        (seen(), {"device": "cuda"}),
+        (seen(cpu_seconds=np.array([0.05] * 7 + [0.0])), {}),  # a clock that did not tick
+    ],
+)
+def test_else_by_the_wall_clock_alone(items, how):
+    found = speeds_of(items, **how)
+    assert "cpu_speedup" not in found
+    assert found["speedup"].value == pytest.approx(2)
+
+
+def test_a_wait_is_seen_by_the_wall_clock_alone(items_of, metrics_of):
+    """Both compute alike for 10 ms a step, and one waits for another 40."""
+
+    class Computes(Sleeper):
+        def decode_step(self):
+            end = time.process_time() + 0.01
+            while time.process_time() < end:
+                pass
+            super().decode_step()
+
+    log = []
+    quantized, base = Computes("B", log, step=0.04), Computes("A", log)
+    measurement = paired_steps(quantized, base, decoding(), limit=8)
+    found = metrics_of(measurement, items_of(measurement))
+    assert found["speedup"].value < 0.75
+    assert found["cpu_speedup"].value == pytest.approx(1, abs=0.1)
+
+
+def test_each_clock_has_a_spread_of_its_own():
+    by_wall, by_cpu = Between(0.05, 10, "x"), Between(0.01, 10, "x")
+    found = speeds_of(seen(), spread=Spread(by_wall, by_wall, by_cpu))
+    widths = [math.log(found[name].high / found[name].low) for name in ("speedup", "cpu_speedup")]
+    assert widths[0] == pytest.approx(5 * widths[1])
+    alike = speeds_of(seen(), spread=Spread(by_wall, by_wall))
+    width = math.log(alike["cpu_speedup"].high / alike["cpu_speedup"].low)
+    assert width == pytest.approx(widths[0])
+
+
+def test_several_processes_record_how_much_they_differ():
+    factor = np.repeat([1.0, 1.1, 1.2], 8)
+    found = speeds_of(seen(3, base_seconds=0.2 * factor))
+    wanted = np.log([1.0, 1.1, 1.2]).std(ddof=1)
+    assert found["speedup"].interval.deviation == pytest.approx(wanted)
+    assert found["speedup"].record()["interval"]["deviation"] == pytest.approx(wanted)
+    assert Metric.of_record("speedup", found["speedup"].record()) == found["speedup"]
+    assert "deviation" not in speeds_of(seen())["speedup"].record()["interval"]
 
 
 def test_speed_and_latency_are_one_quantity(decoded, metrics_of):
@@ -165,14 +255,10 @@ def test_the_prompt_starts_again_when_the_output_is_used_up(items_of, short_step
     steps = int(items["tokens"][0])
     assert steps in (1, 2)
     calls = runs_of(log)
-    assert calls[:4] == [
-        ["A", "prefill", 1],
-        ["B", "prefill", 1],
-        ["A", "step", 3],
-        ["B", "step", 3],
-    ]
+    warm = [["A", "prefill", 1], ["B", "prefill", 1], ["A", "step", 3], ["B", "step", 3]]
+    assert calls[:4] == calls[4:8] == warm
     starts = [number for number, call in enumerate(calls) if call[:2] == ["A", "prefill"]]
-    assert len(starts) == 1 + math.ceil((8 - 7 // steps) / (10 // steps))
+    assert len(starts) == 2 + math.ceil((8 - 7 // steps) / (10 // steps))
     for start in starts:
         assert calls[start + 1] == ["B", "prefill", 1], "both at once, outside of what is timed"
     assert len(items["pair"]) == 8
@@ -241,6 +327,45 @@ def test_stopping_early_runs_nothing_more(items_of, short_steps):
     seen = len(log)
     batches.close()
     assert len(log) == seen
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_how_much_is_timed_at_once_is_found_alone(kind):
+    """Beside others everything takes longer: ten times, here."""
+    log = []
+
+    class Disturbed(Sleeper):
+        disturbance = 10
+
+        def decode_step(self):
+            time.sleep((self.disturbance - 1) * self.step)
+            super().decode_step()
+
+        def prefill(self, tokens, room):
+            time.sleep((self.disturbance - 1) * self.prompt)
+            super().prefill(tokens, room)
+
+    @contextmanager
+    def alone():
+        log.append("alone")
+        Disturbed.disturbance = 1
+        try:
+            yield
+        finally:
+            log.append("not alone")
+            Disturbed.disturbance = 10
+
+    workload = decoding(output=30) if kind == "decode" else prefilling()
+    models = [Disturbed(name, log, step=0.008, prompt=0.008) for name in "BA"]
+    batches = list(paired_steps(*models, workload, alone, limit=4).batches())
+    # a disturbed choice would give steps of a tenth of that
+    assert min(min(batch.items["base_seconds"]) for batch in batches) >= 0.5 * 0.05
+    if kind == "decode":
+        assert 5 <= batches[0].items["tokens"][0] <= 7
+    done = [name for name, *_ in log]
+    begin, end = log.index("alone"), log.index("not alone")
+    assert {("A", "prefill"), ("B", "prefill")} <= set(log[:begin]), "warm before that"
+    assert end == len(done) - 1
 
 
 # --- prefill -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -10,12 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "hqq", "scipy", "pandas", "pyarrow", "datasets")
+HEAVY = (
+    *("torch", "transformers", "hqq", "scipy", "pandas", "pyarrow", "datasets"),
+    *("bitsandbytes", "gemlite", "gguf", "gptqmodel", "llama_cpp", "torchao"),
+)
 
 
 def seconds(*command: str) -> float:
+    """With compiled modules kept from one start to the next, as they are by default."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, *command], cwd=ROOT, env=env, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
@@ -33,6 +39,44 @@ def test_nothing_heavy_is_imported(start):
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert "loaded: []" in done.stdout, done.stdout
+
+
+def test_asking_each_method_for_its_kernel_imports_nothing_heavy():
+    """It is asked during collection, of every recipe that comes along; what cannot be served says
+    so without torch as well."""
+    code = """
+from pathlib import Path
+from bitgate import kernels, quantize
+from bitgate.catalog.reading import load_entries
+
+catalog = load_entries(Path("fixtures"), quantize.recipe_types())
+linears = tuple(
+    quantize.LinearShape(f"model.layers.{block}.{part}", 128, 128, False)
+    for block in range(2)
+    for part in (*(f"self_attn.{x}_proj" for x in "qkvo"),
+                 *(f"mlp.{x}_proj" for x in ("down", "up", "gate")))
+)
+shapes = quantize.ModelShapes((*linears, quantize.LinearShape("lm_head", 256, 128, False)), 0, 0,
+                              "lm_head", False)
+chosen = {}
+for recipe in catalog.recipes.values():
+    for device in kernels.DEVICES:
+        try:
+            kernel = quantize.method(recipe.method).kernel(shapes, recipe, device)
+        except (kernels.KernelError, quantize.QuantizeError):
+            continue
+        chosen.setdefault(recipe.method, set()).add(kernel)
+assert chosen.keys() == quantize.METHODS.keys(), chosen
+served = set().union(*chosen.values())
+assert {"cpu-int4", "cpu-int8", "integer", "dequantize"} <= served, served
+"""
+    # but for the table of GGUF's types, which takes a tenth of a second
+    heavy = [name for name in HEAVY if name != "gguf"]
+    loaded = f"import sys\nprint('loaded:', [m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{loaded}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "loaded: []" in done.stdout, done.stdout + done.stderr
 
 
 def test_collecting_only_lists():
