@@ -36,7 +36,7 @@ def measure(threads: int, rounds: int) -> int:
     text = windows(dataset, loaded.tokenizer, load_documents(dataset))
     execution = Execution("cpu", "float32", threads, "dequantize")
     hqq = quantize.method(recipe.method)
-    served = hqq.quantize(loaded.module, recipe, torch.float32).serve(execution)
+    served = hqq.quantize(loaded, recipe, torch.float32).serve(execution)
     base = BaseModel(loaded.module, execution, loaded.fingerprint)
     paired = PairedScores(served, base, text, dataset.tokens)
     batches = [span for span in spans(text) if span[1] <= paired.least]
@@ -47,8 +47,11 @@ def measure(threads: int, rounds: int) -> int:
     def perplexity(start: int, stop: int) -> None:
         logits = served.logits(text.tokens[start:stop])
         for window in range(start, stop):
-            log_probs, targets = scored_rows(logits, text, start, window)
-            float(-log_probs.gather(1, targets[:, None]).double().sum())
+            of_targets = [
+                log_probs.gather(1, targets[:, None])
+                for log_probs, targets in scored_rows(logits, text, start, window)
+            ]
+            float(-torch.cat(of_targets).double().sum())
 
     def everything(start: int, stop: int) -> None:
         scores = base.scores(text, start, stop)
