@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitgate.catalog import Case, Catalog, CatalogError, Cell, PhaseWorkload, nearest
+from bitgate.catalog import Case, Catalog, CatalogError, Cell, PhaseWorkload
+from bitgate.cli.asked import catalog_of, named
 from bitgate.cli.shared import CATALOG, show
 from bitgate.measure import calibration
 
@@ -99,14 +100,10 @@ def calibrate(
 def _case(
     folder: Path, model: str | None, recipe: str | None, workload: str | None, threads: int | None
 ) -> Case:
-    from bitgate import quantize
-    from bitgate.catalog import load, load_entries
-
-    read = load if (folder / "matrix.toml").is_file() else load_entries
-    catalog = read(folder, quantize.recipe_types())
+    catalog = catalog_of(folder)
     cell = Cell(
-        _named(catalog.models, model or calibration.MODEL, "--model"),
-        _named(catalog.recipes, recipe or calibration.RECIPE, "--recipe"),
+        named(catalog.models, model or calibration.MODEL, "--model"),
+        named(catalog.recipes, recipe or calibration.RECIPE, "--recipe"),
     )
     phase = calibration.WORKLOAD if workload is None else _phase(catalog, workload)
     if threads is not None:
@@ -123,14 +120,7 @@ def _phase(catalog: Catalog, wanted: str) -> PhaseWorkload:
     found = [key for key in phases if wanted in (key, key.partition(".")[2])]
     if len(found) > 1:
         raise CatalogError(f"--workload: {wanted!r} is two: {' and '.join(found)}")
-    phase: PhaseWorkload = _named(phases, found[0] if found else wanted, "--workload")
-    return phase
-
-
-def _named(table: Mapping[str, Any], name: str, option: str) -> Any:
-    if name not in table:
-        raise CatalogError(f"{option}: nothing is called {name!r}; {nearest(name, table)}")
-    return table[name]
+    return named(phases, found[0] if found else wanted, "--workload")
 
 
 def _measured(case: Case, device: str, launches: int) -> tuple[Calibration | None, bool]:

@@ -49,17 +49,12 @@ def plot(
     """
     from bitgate.history.cells import cells_of
     from bitgate.history.saved import RunError
-    from bitgate.history.store import Reference, Store
+    from bitgate.history.store import Store
     from bitgate.report.ablation import PlotError, ablation
 
     try:
         store = Store([history], accepted_beside(thresholds_file))
-        if run is None:
-            if not store.runs:
-                raise RunError(store.overview())
-            found = Reference(store.runs[0].name, store.runs[:1])
-        else:
-            found = store.either(run)
+        found = store.either(run)
         cells = cells_of(found, lambda case: fits(case, pattern))
         picture, lacking = ablation(cells, x_metric, y_metric, title, log_x=log_x, log_y=log_y)
     except (RunError, PlotError) as error:

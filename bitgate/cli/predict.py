@@ -6,11 +6,10 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from bitgate import quantize
 from bitgate.catalog import (
     Catalog,
     CatalogError,
@@ -18,10 +17,9 @@ from bitgate.catalog import (
     Model,
     Recipe,
     ShapesSource,
-    load,
-    load_entries,
     nearest,
 )
+from bitgate.cli.asked import catalog_of
 from bitgate.cli.shared import CATALOG, HISTORY, console, refuse, rendered
 from bitgate.kernels import KernelError
 from bitgate.quantize import ModelShapes, QuantizeError
@@ -162,13 +160,10 @@ def predict(
 
 
 def _catalog(folder: Path) -> Catalog:
-    """With a matrix, if there is one: it says which cell a recorded time is of."""
-    read: Any = load if (folder / "matrix.toml").is_file() else load_entries
     try:
-        found: Catalog = read(folder, quantize.recipe_types())
+        return catalog_of(folder)
     except CatalogError as error:
         refuse(error)
-    return found
 
 
 def _recipe(known: Catalog, asked: str) -> Recipe:

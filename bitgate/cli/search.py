@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitgate.cli.asked import catalog_of, named
 from bitgate.cli.shared import CATALOG, refuse, show
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def search(
         if write and not wanted:
             raise CatalogError("--write: give --size, --speedup or --perplexity-ratio to choose by")
         called = _plan_name(name or "searched")
-        known = _catalog(catalog)
+        known = catalog_of(catalog)
         entry, dataset = _checked(known, model, text)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise CatalogError(f"--device: expected auto, cpu, cuda or cuda:N, got {device!r}")
@@ -191,20 +191,12 @@ def _plan_name(name: str) -> str:
     return name
 
 
-def _catalog(folder: Path) -> Catalog:
-    from bitgate import quantize
-    from bitgate.catalog import load, load_entries
-
-    read = load if (folder / "matrix.toml").is_file() else load_entries
-    return read(folder, quantize.recipe_types())
-
-
 def _checked(catalog: Catalog, model: str, text: str) -> tuple[Model, Dataset]:
     """Both entries; a text is refused that the matrix scores this model on."""
     from bitgate.catalog import CatalogError, TextWorkload
 
-    entry: Model = _named(catalog.models, model, "MODEL")
-    dataset: Dataset = _named(catalog.datasets, text, "--text")
+    entry = named(catalog.models, model, "MODEL")
+    dataset = named(catalog.datasets, text, "--text")
     for case in catalog.cases():
         if case.cell.model.name == model and isinstance(case.workload, TextWorkload):
             scored = case.workload.dataset
@@ -240,14 +232,6 @@ def _refuse_groups(widths: tuple[int, ...], group_size: int, shapes: ModelShapes
         fits = next((size for size in near if first(size) is None), None)
         remedy = "" if fits is None else f"; the nearest that fits is {fits}"
         raise CatalogError(f"--group-size: {reason}{remedy}")
-
-
-def _named(table: Mapping[str, Any], name: str, option: str) -> Any:
-    from bitgate.catalog import CatalogError, nearest
-
-    if name not in table:
-        raise CatalogError(f"{option}: nothing is called {name!r}; {nearest(name, table)}")
-    return table[name]
 
 
 class _Search:

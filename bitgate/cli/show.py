@@ -80,7 +80,7 @@ def show(
     """
     from bitgate.history.cells import cells_of
     from bitgate.history.saved import RunError
-    from bitgate.history.store import Reference, Store
+    from bitgate.history.store import Store
     from bitgate.report import relative as relatives
     from bitgate.report import table
 
@@ -88,12 +88,7 @@ def show(
         raise click.UsageError("--relative: as JSON, a run is shown without it, base and all")
     try:
         store = Store([history], accepted_beside(thresholds_file))
-        if run is None:
-            if not store.runs:
-                raise RunError(store.overview())
-            found = Reference(store.runs[0].name, store.runs[:1])
-        else:
-            found = store.either(run)
+        found = store.either(run)
         cells = cells_of(found, lambda case: fits(case, pattern))
     except RunError as error:
         refuse(error)

@@ -167,8 +167,13 @@ class Store:
         outside = [run for run in good if run.path.resolve() not in known]
         return Reference(asked, good, [*outside, *before])
 
-    def either(self, asked: str) -> Reference:
-        """The same, also of runs that failed: to look at, not to gate on."""
+    def either(self, asked: str | None) -> Reference:
+        """The same, also of runs that failed: to look at, not to gate on. None means the run that
+        was saved last."""
+        if asked is None:
+            if not self.runs:
+                raise RunError(self.overview())
+            return Reference(self.runs[0].name, self.runs[:1])
         found = self.find(asked)
         return Reference(asked, found, self.passed)
 

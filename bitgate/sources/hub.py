@@ -33,9 +33,27 @@ def fetch_snapshot(source: HubSource, label: str) -> Path:
 def fetch_config_file(source: HubSource, label: str) -> Path:
     """The directory with the repository's `config.json`, perhaps without anything else."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def file(**options: Any) -> Path:
+        return Path(
+            hf_hub_download(source.repo, "config.json", revision=source.revision, **options)
+        )
 
     with track(f"{label}: look at {source.repo}"), _explaining(source):
-        return Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).parent
+        try:
+            return file(local_files_only=True).parent
+        except LocalEntryNotFoundError:
+            _reach()
+            return file().parent
+
+
+def _reach() -> None:
+    """Ask the hub once: where there is none, the hub library asks again for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    if not constants.HF_HUB_OFFLINE:
+        get_session().head(constants.ENDPOINT, timeout=5)
 
 
 def newest_revision(repo: str) -> str:

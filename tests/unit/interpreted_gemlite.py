@@ -66,6 +66,7 @@ from bitgate.kernels.affine import Affine, Grouping
 from bitgate.kernels.served import tensor_bytes
 from bitgate.quantize import method, shapes_of
 from bitgate.quantize.hqq import LAYERS
+from bitgate.sources.models import LoadedModel
 
 
 def weight(grouping):
@@ -212,7 +213,7 @@ def model():
     base = LlamaForCausalLM(config).half().eval().requires_grad_(False)
     how = method("hqq")
     recipe = how.RECIPE(bits=4, group_size=32)
-    quantized = how.quantize(types.SimpleNamespace(module=base), recipe, torch.float16)
+    quantized = how.quantize(LoadedModel(base, None, "tiny", None), recipe, torch.float16)
     before = [t.clone() for _, t in quantized.weights()]
     reference, served = (
         quantized.serve(Execution("cpu", "float16", 1, kernel))

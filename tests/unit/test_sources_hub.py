@@ -30,6 +30,8 @@ class Hub(BaseHTTPRequestHandler):
     """The part of a hub's API that a download of a pinned revision takes."""
 
     def do_GET(self):
+        if self.path == "/":
+            return self.answer(200, b"", {})
         tree = re.match(r"/api/models/(\w+/\w+)/tree/(\w+)", self.path)
         file = re.match(r"/(\w+/\w+)/resolve/(\w+)/([^?]+)", self.path)
         repo, revision = (tree or file).group(1, 2)
