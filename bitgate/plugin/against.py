@@ -18,14 +18,14 @@ from bitgate.history.saved import RunError, Side
 from bitgate.history.schema import Record
 from bitgate.history.store import ACCEPTED, Reference, Store
 from bitgate.metric import number
-from bitgate.plugin import again, benchmark, journal
+from bitgate.plugin import again, benchmark, distribution, journal
 from bitgate.plugin.session import SESSION, Session
 from bitgate.report.comparison import counts
 
 
 def install(config: pytest.Config) -> None:
     """Compare, if that was asked for, in whatever process keeps the books."""
-    if not config.getoption("against") or benchmark.is_worker(config) or again.is_again():
+    if not config.getoption("against") or distribution.is_worker(config) or again.is_again():
         return
     if not config.getoption("collectonly"):
         config.pluginmanager.register(Against(config, config.stash[SESSION]), PLUGIN)

@@ -8,7 +8,7 @@ import pytest
 
 from bitgate import kernels
 from bitgate.catalog import KINDS
-from bitgate.plugin import again, benchmark, devices, journal, options
+from bitgate.plugin import again, devices, distribution, journal, options
 from bitgate.plugin.session import CASE, SESSION, Session, session_of
 
 #: benchmarks were collected, and there is no matrix to tell them their cells
@@ -92,7 +92,7 @@ def _refuse_without_kernel(config: pytest.Config, items: list[pytest.Item]) -> N
     """Who forces a kernel wants it measured: nothing begins where its library is not installed. On
     a CPU another error says more: that the kernel does not run there. A worker cannot end the run:
     each of its cases fails, with the same reason, when its kernel is chosen."""
-    if benchmark.is_worker(config) or not devices.on_accelerator(config):
+    if distribution.is_worker(config) or not devices.on_accelerator(config):
         return
     recipes = [item.stash[CASE].cell.recipe for item in items if CASE in item.stash]
     for recipe in recipes:

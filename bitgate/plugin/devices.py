@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bitgate.plugin import benchmark
+from bitgate.plugin import distribution
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -83,10 +83,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 def refuse_to_share(config: pytest.Config) -> None:
     """Workers that share a device would time each other's work."""
-    if benchmark.is_worker(config) or not benchmark.is_distributed(config):
+    if distribution.is_worker(config) or not distribution.is_distributed(config):
         return
     devices, wanted = pool(config), config.getoption("device")
-    specs = benchmark.local_workers(config)
+    specs = distribution.local_workers(config)
     named = [device for spec in specs for device in _ids(spec.env.get(VARIABLE, ""))]
     unnamed = sum(VARIABLE not in spec.env for spec in specs)
     if devices and unnamed and re.fullmatch(r"cuda:0*[1-9]\d*", wanted):
@@ -127,7 +127,9 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     that replaces a dead worker is started from the same spec, so it inherits the device."""
     devices = pool(config)
     mine = [
-        spec for spec in specs if benchmark.name_of_host(spec) is None and VARIABLE not in spec.env
+        spec
+        for spec in specs
+        if distribution.name_of_host(spec) is None and VARIABLE not in spec.env
     ]
     for number, spec in enumerate(mine):
         if devices:

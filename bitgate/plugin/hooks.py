@@ -24,6 +24,7 @@ from bitgate.plugin import (
     against,
     benchmark,
     devices,
+    distribution,
     hosts,
     journal,
     options,
@@ -54,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     for kind in KINDS:
         config.addinivalue_line("markers", f"{kind}: every case of such a workload has it, for -m.")
-    if not benchmark.is_worker(config):
+    if not distribution.is_worker(config):
         config.pluginmanager.register(Books(config), BOOKS)
     hosts.watch(config)
     wanted = options.read(config)
@@ -69,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         rules = gates.load(wanted.thresholds, name)
         gates.check(rules, catalog.cases(), kernels.DEVICES, quantize.kernel_names())
         costs = wanted.catalog / "costs.toml"
-        neighbours = benchmark.neighbours(config)
+        neighbours = distribution.neighbours(config)
         budget = Budget.of(wanted.budget, costs, wanted.workers, neighbours)
         known = Calibrations.read(calibration.user_file(), wanted.catalog / calibration.FILE)
         unlocked = _refuse_misfits(config, wanted, catalog)
@@ -86,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _refuse_misfits(config: pytest.Config, wanted: Options, catalog: Catalog) -> list[str]:
     """All recipes due that no device can serve are one error, said by the controller. Returns the
     models whose shapes are not known, so that this is not."""
-    if benchmark.is_worker(config):
+    if distribution.is_worker(config):
         return []
     device = "cuda" if devices.on_accelerator(config) else "cpu"
     found, unlocked = misfits(catalog, wanted.cadence, Locks.read(wanted.catalog), device)
@@ -265,16 +266,16 @@ class Books:
         if keeper is not None:  # first of all: what is on disk cannot be lost any more
             keeper.keep(report, arrived)
         if arrived is not None:
-            parcel.enter(self.config, arrived, here=not benchmark.is_distributed(self.config))
+            parcel.enter(self.config, arrived, here=not distribution.is_distributed(self.config))
         self.in_hand = None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self) -> None:
-        benchmark.bound_restarts(self.config)
+        distribution.bound_restarts(self.config)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        benchmark.tell_neighbours(node)
+        distribution.tell_neighbours(node)
         if SESSION in self.config.stash:
             sharing.tell(node, self.config.stash[SESSION])
 
@@ -334,8 +335,9 @@ def _stands_on_a_line(entry: Any) -> bool:
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Before pytest-benchmark's saving: all records, in order."""
     config = session.config
-    if benchmark.is_worker(config):
+    if distribution.is_worker(config):
         benchmark.switch_off(config)
+        distribution.may_end_unheard(config)
         return (yield)
     if SESSION not in config.stash:
         return (yield)

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from bitgate.history import origin
-from bitgate.plugin import benchmark
+from bitgate.plugin import distribution, other_hosts
 
 
 def watch(config: pytest.Config) -> None:
     """As a worker, take over what the controller knows; as a controller of other hosts, look after
     them. Local workers need neither."""
-    if benchmark.is_worker(config):
-        origin.copied = benchmark.told(config, "commit")
-    elif benchmark.is_distributed(config) and benchmark.has_other_hosts(config):
+    if distribution.is_worker(config):
+        origin.copied = distribution.told(config, "commit")
+    elif distribution.is_distributed(config) and other_hosts.has_other_hosts(config):
         config.pluginmanager.register(Hosts(config), "bitgate-hosts")
 
 
@@ -40,28 +40,28 @@ class Hosts:
             return (yield)
         except Exception as error:
             usage = str(error) if isinstance(error, pytest.UsageError) else None
-            why = usage or benchmark.why_no_host(self.config, error)
+            why = usage or other_hosts.why_no_host(self.config, error)
             if why is None:
                 raise
-            benchmark.leave_hosts(self.config)
+            other_hosts.leave_hosts(self.config)
             raise pytest.UsageError(why) from None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self) -> None:
-        self.copied = benchmark.send_only_what_was_asked_for(self.config)
-        benchmark.keep_to_living_hosts(self.config, self._say)
+        self.copied = other_hosts.send_only_what_was_asked_for(self.config)
+        other_hosts.keep_to_living_hosts(self.config, self._say)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_newgateway(self, gateway: Any) -> None:
         """Compare, before anything is copied there or started."""
-        name = benchmark.name_of_host(gateway.spec)
+        name = distribution.name_of_host(gateway.spec)
         if name is None:
             return
         question = {
             "checkout": "." if self.copied else _place_there(self.config),
             "folders": [folder.name for folder in self.copied],
         }
-        there = benchmark.ask(gateway, origin, question)
+        there = other_hosts.ask(gateway, origin, question)
         for folder in self.copied:
             # copying deletes what is not sent, such as .git: never onto itself
             if there["folders"][folder.name] == origin.identity(folder):
@@ -79,8 +79,8 @@ class Hosts:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        if self.copied and benchmark.name_of_host(node.gateway.spec) is not None:
-            benchmark.tell(node, "commit", origin.commit())
+        if self.copied and distribution.name_of_host(node.gateway.spec) is not None:
+            distribution.tell(node, "commit", origin.commit())
 
     def _say(self, why: str) -> None:
         terminal = self.config.pluginmanager.getplugin("terminalreporter")

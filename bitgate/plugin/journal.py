@@ -25,7 +25,7 @@ from bitgate.history.journal import (
     not_planned_any_more,
     read,
 )
-from bitgate.plugin import benchmark, options, parcel
+from bitgate.plugin import benchmark, distribution, options, parcel
 from bitgate.plugin.session import SESSION, Session
 
 FILE = "unfinished.jsonl"  #: in pytest-benchmark's storage
@@ -34,7 +34,7 @@ FINISHED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO
 
 def install(config: pytest.Config) -> None:
     """Keep a journal, unless this is a worker or nothing will be measured."""
-    if benchmark.is_worker(config):
+    if distribution.is_worker(config):
         return
     if config.getoption("collectonly") or config.getoption("setuponly"):
         return
@@ -51,7 +51,7 @@ def keeper_of(config: pytest.Config) -> Keeper | None:
 def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take out what the run that is resumed had finished."""
     keeper = keeper_of(config)
-    finished = benchmark.told(config, "finished") if keeper is None else keeper.resumed
+    finished = distribution.told(config, "finished") if keeper is None else keeper.resumed
     if not finished:
         return
     known = set(finished)
@@ -180,10 +180,10 @@ class Keeper:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        benchmark.tell(node, "finished", list(self.resumed))
+        distribution.tell(node, "finished", list(self.resumed))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if not benchmark.is_distributed(self.config):
+        if not distribution.is_distributed(self.config):
             self.plan([item.nodeid for item in session.items])
 
     @pytest.hookimpl(optionalhook=True)
@@ -337,7 +337,7 @@ def _timing(config: pytest.Config) -> str:
 
 def _threads(config: pytest.Config) -> int | str:
     """Threads of each worker; by a rule, where other hosts have cores of their own."""
-    hosts = benchmark.workers_by_host(config)
+    hosts = distribution.workers_by_host(config)
     if hosts.keys() == {None} or config.getoption("threads"):
         return options.threads(config, hosts.get(None, 1))
     shares = sorted({2 * workers for workers in hosts.values()})

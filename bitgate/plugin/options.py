@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitgate.catalog import CADENCES, Cadence
-from bitgate.plugin import benchmark
+from bitgate.plugin import distribution
 
 #: minutes that a run may take by default; None is no limit
 BUDGETS: dict[Cadence, float | None] = {"commit": 10, "nightly": 60, "weekly": None}
@@ -180,8 +180,8 @@ def read(config: pytest.Config) -> Options:
         catalog=_path(config, "catalog", "fixtures"),
         thresholds=_path(config, "thresholds", "thresholds.toml"),
         device=config.getoption("device"),
-        threads=threads(config, benchmark.neighbours(config)),
-        workers=benchmark.workers(config),
+        threads=threads(config, distribution.neighbours(config)),
+        workers=distribution.workers(config),
         launches=config.getoption("launches") or LAUNCHES[cadence],
         fail_inconclusive=config.getoption("fail_inconclusive"),
         gate_modelled_energy=config.getoption("gate_modelled_energy"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bitgate.plugin import benchmark
+from bitgate.plugin import distribution
 from bitgate.plugin.board import Board
 from bitgate.plugin.session import Session
 
@@ -26,23 +26,23 @@ def tell(node: Any, session: Session) -> None:
         node.config.add_cleanup(folder.cleanup)
         node.config.stash[BOARD] = Path(folder.name) / "board.jsonl"
         node.config.stash[BOARD].touch()
-    benchmark.tell(node, "used", session.budget.used)
-    benchmark.tell(node, "told", time())
-    benchmark.tell(node, "board", str(node.config.stash[BOARD]))
+    distribution.tell(node, "used", session.budget.used)
+    distribution.tell(node, "told", time())
+    distribution.tell(node, "board", str(node.config.stash[BOARD]))
 
 
 def start(config: pytest.Config, session: Session) -> None:
     """Start the budget of this process: as a worker, in the middle of it."""
-    if not benchmark.is_worker(config):
+    if not distribution.is_worker(config):
         session.budget.start()
         return
-    since = max(time() - benchmark.told(config, "told"), 0.0)
-    board = Path(benchmark.told(config, "board"))
+    since = max(time() - distribution.told(config, "told"), 0.0)
+    board = Path(distribution.told(config, "board"))
     if board.is_file():
         session.budget.board = Board(board, os.getpid())
     else:  # on another host, which has a clock of its own
         since = min(since, LONGEST_START)
-    session.budget.start(benchmark.told(config, "used") + since)
+    session.budget.start(distribution.told(config, "used") + since)
 
 
 BOARD = pytest.StashKey[Path]()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bitgate.plugin import benchmark
+from bitgate.plugin import distribution
 from bitgate.plugin.session import SESSION
 
 #: what a worker can be told (execnet takes any other word, and makes nothing of it)
@@ -24,7 +24,7 @@ KINDS = ("popen", "ssh", "vagrant_ssh", "socket")
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
     """Before xdist replaces --tx by what -n says."""
-    if not benchmark.is_worker(config):
+    if not distribution.is_worker(config):
         refuse(config)
     return (yield)
 
@@ -70,7 +70,7 @@ def _refuse_malformed(config: pytest.Config) -> None:
     """What execnet would take for something else, or end in a traceback for."""
     proxies = config.getoption("px", None) or []
     ids: list[str] = []
-    for option, texts in (("--px", proxies), ("--tx", benchmark.worker_specs(config))):
+    for option, texts in (("--px", proxies), ("--tx", distribution.worker_specs(config))):
         for text in texts:
             words = [word.partition("=") for word in text.split("//")]
             problem = next(_problems(words, ids), None)
@@ -125,5 +125,5 @@ def _no_command(python: str) -> Iterator[str]:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Plain `-n` places whole cells, by model and by what they cost before."""
     if config.getoption("dist") == "load" and SESSION in config.stash:
-        return benchmark.cell_scheduler(config, log, config.stash[SESSION].place)
+        return distribution.cell_scheduler(config, log, config.stash[SESSION].place)
     return None

@@ -1,7 +1,6 @@
-"""Every private name of pytest-benchmark and xdist that the adapter uses, in real sessions: an
-upgrade that moves one, or changes what it means, is seen here. Those of the scheduler are in
-test_cell_scheduler.py, those of other hosts in test_other_hosts.py; no other module has any
-(test_private_names.py)."""
+"""Every private name of pytest-benchmark that its adapter uses, in real sessions: an upgrade that
+moves one, or changes what it means, is seen here. Those of xdist are in test_distribution.py and
+the files it names; no other module has any (test_private_names.py)."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import json
 import pytest
 
 from bitgate.plugin import benchmark as adapter
+from bitgate.plugin import distribution
 
 pytest_plugins = ["pytester"]
 
@@ -23,6 +23,7 @@ def test_rounds(benchmark, request):
         rounds.add([0.25, 0.5])
         rounds.add([1.0])
     benchmark.extra_info["mark"] = "kept"
+    assert adapter.is_disabled(request.config) is not benchmark.enabled
     if benchmark.enabled:
         assert benchmark.stats.stats.data == [0.25, 0.5, 1.0]
 
@@ -209,8 +210,8 @@ def test_a_way_to_distribute_starts_no_workers(pytester):
     alone = session(pytester, "--dist=load", "--benchmark-only")
     assert not alone.disabled
     assert alone.only
-    assert not adapter.is_distributed(pytester.parseconfig("--dist=load"))
-    assert adapter.is_distributed(pytester.parseconfig(*DISTRIBUTED))
+    assert not distribution.is_distributed(pytester.parseconfig("--dist=load"))
+    assert distribution.is_distributed(pytester.parseconfig(*DISTRIBUTED))
 
 
 def test_without_pytest_benchmark(pytester):
@@ -264,7 +265,7 @@ def test_a_worker_leaves_bookkeeping_alone(pytester, monkeypatch):
     ]
     with monkeypatch.context() as patch:
         patch.setenv("PYTEST_XDIST_WORKER", "gw0")
-        patch.setattr(adapter, "is_worker", lambda config: True)
+        patch.setattr(distribution, "is_worker", lambda config: True)
         of_worker = session(pytester, *asked)
     kept = ("save", "autosave", "json", "compare", "compare_fail", "histogram")
     assert not any(getattr(of_worker, name) for name in kept)
@@ -288,44 +289,3 @@ def test_every_option_is_known(pytester):
     given = {n: v for n, v in vars(config.option).items() if n.startswith("benchmark_")}
     assert set(given) == {f"benchmark_{name}" for name in HARMLESS} | adapter.BOOKKEEPING.keys()
     assert {name: given[name] for name in adapter.BOOKKEEPING} == adapter.BOOKKEEPING
-
-
-COUNTS = """
-import pytest
-from bitgate.plugin import benchmark as adapter
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node):
-    adapter.tell(node, "finished", [str(adapter.workers_by_host(node.config))])
-    adapter.tell_neighbours(node)
-"""
-
-
-def test_workers_are_counted_and_told_before_they_start(pytester):
-    pytester.makeconftest(COUNTS)
-    pytester.makepyfile(
-        "from bitgate.plugin import benchmark as adapter\n"
-        "def test_told(request):\n"
-        "    config = request.config\n"
-        '    assert adapter.told(config, "finished") == ["Counter({None: 2})"]\n'
-        '    assert adapter.told(config, "something else") is None\n'
-        "    assert adapter.workers(config) == adapter.neighbours(config) == 2\n"
-        "    assert adapter.is_worker(config) and adapter.is_distributed(config)\n"
-        "    assert adapter.is_disabled(config)  # as nothing has switched it on\n"
-    )
-    done = pytester.runpytest_subprocess("--tx=popen", "--tx=1*popen", "--dist=load")
-    done.assert_outcomes(passed=1)
-    config = pytester.parseconfigure()
-    assert adapter.told(config, "finished") is None
-    assert adapter.workers_by_host(config) == {None: 1}
-    assert adapter.workers(config) == adapter.neighbours(config) == 1
-    assert not adapter.is_distributed(config)
-    assert not adapter.is_disabled(config)
-
-
-def test_workers_by_host(pytester):
-    """However xdist and ssh are told of them."""
-    specs = ["2*popen", "popen//chdir=x", "2*ssh=me@gpu1//python=py", "ssh=gpu1", "popen//via=far"]
-    config = pytester.parseconfig("--dist=load", *(f"--tx={spec}" for spec in specs))
-    assert adapter.workers_by_host(config) == {None: 3, "gpu1": 3, "far": 1}
-    assert [str(spec) for spec in adapter.local_workers(config)] == ["popen"] * 2 + [specs[1]]

@@ -11,11 +11,11 @@ CONFTEST = """
 import os
 import re
 
-from bitgate.plugin import benchmark
+from bitgate.plugin import distribution
 from bitgate.plugin.placement import Job, Placement
 
 def pytest_xdist_make_scheduler(config, log):
-    return benchmark.cell_scheduler(config, log, lambda ids: Placement([job(id) for id in ids]))
+    return distribution.cell_scheduler(config, log, lambda ids: Placement([job(id) for id in ids]))
 
 def job(nodeid):
     cell, cost = re.search(r"\\[([a-z]+)(\\d+)-", nodeid).groups()

@@ -8,7 +8,7 @@ import execnet
 import pytest
 
 from bitgate.history import origin
-from bitgate.plugin import benchmark
+from bitgate.plugin import other_hosts
 from bitgate.plugin.hosts import differences
 
 HERE = {
@@ -59,7 +59,7 @@ def test_a_host_is_asked_without_bitgate_or_its_folder(tmp_path):
         gateway = group.makegateway(f"popen//chdir={tmp_path}")
         (tmp_path / "copied").mkdir()
         question = {"checkout": ".", "folders": ["copied", "nothing"]}
-        answer = benchmark.ask(gateway, origin, question)
+        answer = other_hosts.ask(gateway, origin, question)
     finally:
         group.terminate(timeout=5)
     assert answer["folder"] == str(tmp_path)
@@ -81,7 +81,7 @@ def test_a_host_is_asked_without_bitgate_or_its_folder(tmp_path):
 )
 def test_which_workers_are_elsewhere(specs, elsewhere):
     config = SimpleNamespace(getoption=lambda name, default: specs)
-    assert benchmark.has_other_hosts(config) is elsewhere
+    assert other_hosts.has_other_hosts(config) is elsewhere
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def checkout(tmp_path, monkeypatch):
 
 def test_a_copied_checkout_lies_under_its_name(checkout):
     def told(*args):
-        return benchmark.arguments_there(["bench"], [checkout], args)
+        return other_hosts.arguments_there(["bench"], [checkout], args)
 
     assert told("bench", "-n", "2") == ["checkout/bench", "-n", "2"]
     assert told("bench::test_x", str(checkout)) == ["checkout/bench::test_x", "checkout"]
@@ -105,10 +105,10 @@ def test_a_copied_checkout_lies_under_its_name(checkout):
     assert told("--thresholds=/no/such.toml") == ["--thresholds=/no/such.toml"]
     assert told("-k", "bench", "-m", "all") == ["-k", "bench", "-m", "all"]
     with pytest.raises(pytest.UsageError, match="bench is in no --rsyncdir"):
-        benchmark.arguments_there(["bench"], [checkout / "fixtures"], ["bench"])
+        other_hosts.arguments_there(["bench"], [checkout / "fixtures"], ["bench"])
 
 
 def test_a_checkout_of_its_own_is_told_relative_paths(checkout):
     given = ["bench", str(checkout / "bench"), "--catalog=fixtures", "-k", "bench", "/dev/null"]
-    told = benchmark.arguments_there(["bench"], [], given)
+    told = other_hosts.arguments_there(["bench"], [], given)
     assert told == ["bench", "bench", "--catalog=fixtures", "-k", "bench", "/dev/null"]

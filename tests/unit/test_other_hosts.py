@@ -26,11 +26,11 @@ exec sh -c "$last"
 CONFTEST = """
 import os, signal, time
 from pathlib import Path
-from bitgate.plugin import benchmark
+from bitgate.plugin import distribution
 
 HERE = Path({folder!r})
 HOST = os.environ.get("HOST")
-benchmark.RESTARTS = 1
+distribution.RESTARTS = 1
 
 def say(name):
     (HERE / name).touch()
@@ -43,7 +43,7 @@ def wait(name):
 
 def pytest_runtest_call(item):
     with (HERE / "ran.txt").open("a") as file:
-        told = f"{{benchmark.neighbours(item.config)}} of {{benchmark.workers(item.config)}}"
+        told = f"{{distribution.neighbours(item.config)}} of {{distribution.workers(item.config)}}"
         print(item.nodeid, HOST, told, sep="\\t", file=file)
     do(item)
 

@@ -203,11 +203,11 @@ def test_a_worker_lost_before_all_have_collected_is_replaced(free_project, pytes
 def test_workers_that_always_die_end_the_run(free_project, pytester, given, lives):
     """Not never, and not as if all had gone well."""
     body = f"""
-benchmark.RESTARTS = 1  # of each --tx
+distribution.RESTARTS = 1  # of each --tx
 def pytest_collection_modifyitems():
     if WHO not in (None, {lives!r}): die()
 """
-    with_deaths(free_project, pytester, "from bitgate.plugin import benchmark\n" + body)
+    with_deaths(free_project, pytester, "from bitgate.plugin import distribution\n" + body)
     done = pytester.runpytest_subprocess("bench", *given, timeout=120)
     assert done.ret == pytest.ExitCode.INTERRUPTED
     done.stdout.fnmatch_lines(["*maximum crashed workers reached: 2*", "*workers died; *not run*"])
