@@ -31,7 +31,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/":
-            return self.answer(200, b"", {})
+            self.answer(200, b"", {})
+            return
         tree = re.match(r"/api/models/(\w+/\w+)/tree/(\w+)", self.path)
         file = re.match(r"/(\w+/\w+)/resolve/(\w+)/([^?]+)", self.path)
         repo, revision = (tree or file).group(1, 2)
