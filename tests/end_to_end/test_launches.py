@@ -104,6 +104,7 @@ def calibrate(project, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_what_was_calibrated_is_what_one_process_is_judged_with(project):
     done = calibrate(project, "--launches", "3", "--output", "fixtures/calibration.toml")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -114,6 +114,7 @@ def test_known_failures_are_expected_and_unexpected_passes_are_red(project):
     assert "unexpected pass" in done.stdout
 
 
+@pytest.mark.slow
 def test_decoding_is_recorded_at_its_cadence(project):
     (project.path / "runs").mkdir()
     done = project.run("--cadence", "nightly", "-k", "decode", "--benchmark-json=runs/one.json")

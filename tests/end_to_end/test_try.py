@@ -96,12 +96,14 @@ def test_one_that_misses_a_bound_fails_with_the_numbers(attempt, checkpoint):
     assert "is above max 1e-06" in done.stdout
 
 
+@pytest.mark.slow
 def test_speed_is_recorded(attempt, checkpoint):
     done = attempt("tiny", "int8", "--speed", *BOUNDS, "--", "-k", "decode")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "decode ×" in done.stdout
 
 
+@pytest.mark.slow
 def test_one_that_is_not_quantized_is_measured_and_said_to_be_so(attempt):
     done = attempt("llama-tiny", "tiny", "--dataset", "words.txt", "--tokens", "1984")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -61,7 +61,7 @@ def test_one_process_and_two_workers_leave_the_same(project):
     assert quality[0].reset_index(drop=True).equals(quality[1].reset_index(drop=True))
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
 def test_the_options_of_pytest_benchmark(project, workers):
     """For a plain benchmark too, one without gates."""
     plain = project.path / "bench" / "test_plain.py"
