@@ -373,6 +373,44 @@ def test_a_hub_has_columns_of_pictures_and_labels(monkeypatch, dataset):
     assert HubSource.model_validate(hub).split == "test"
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [0, None]}, "row 2: its label None is no whole number; options.label names"),
+        ({"label": ["0", "a"]}, "row 1: its label '0' is no whole number"),
+        ({"label": [0, 0.7]}, r"row 1: its label 0\.0 is no whole number"),
+        ({"label": [True, False]}, "row 1: its label True is no whole number"),
+        ({"label": [0, 7]}, "item 1: label 7 is outside of the 2 `classes`"),
+        (
+            {"image": [True, None]},
+            r"row 2: its image is no picture .*NoneType.*options\.image names",
+        ),
+        ({"image": ["a.png", "b.png"]}, "row 1: its image is no picture that can be read .*'str'"),
+    ],
+)
+def test_what_is_wrong_in_a_hubs_columns_is_said(monkeypatch, dataset, columns, message):
+    import datasets
+
+    def load_dataset(repo, subset, *, split, revision):
+        there = Image.new("RGB", (5, 5))
+        images = [there if image is True else image for image in columns.get("image", [True] * 2)]
+        return datasets.Dataset.from_dict({"image": images, "label": columns.get("label", [0, 1])})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub = {"kind": "hub", "repo": "some/pictures", "revision": "a" * 40, "split": "test"}
+    with pytest.raises(SourceError, match=f"labelled some: {message}"):
+        load_items(dataset("hub-pictures", hub, size=[8, 8]))
+
+
+@pytest.mark.parametrize(
+    "form", ["pixels-csv", "pickled-arrays", "photo-crops", "picture-folder", "hub-pictures"]
+)
+def test_a_format_of_images_holds_no_texts(dataset, form):
+    texts = dataset(form, "x", size=[8, 8]).model_copy(update={"of": "texts"})
+    with pytest.raises(SourceError, match=f"of: format '{form}' holds images, not texts"):
+        load_items(texts)
+
+
 # --- in TOML -------------------------------------------------------------------------------
 
 TOML = """
