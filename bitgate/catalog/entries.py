@@ -259,6 +259,18 @@ class LabelledDataset(Entry):
             raise ValueError("`training` does not go with `labels`, which belong to one file")
         return self
 
+    @model_validator(mode="after")
+    def _classes_are_told_apart(self) -> LabelledDataset:
+        for number, name in enumerate(self.classes):
+            if self.classes.index(name) < number:
+                raise ValueError(f"`classes`: {name!r} is named more than once; rename one")
+            if name.strip().isdecimal() and name != str(number):
+                raise ValueError(
+                    f"`classes`: {name!r} would be read as a number, and this one's is {number}, "
+                    "counted from 0; rename it"
+                )
+        return self
+
 
 # --- recipes -------------------------------------------------------------------------------
 

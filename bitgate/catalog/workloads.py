@@ -14,6 +14,15 @@ from bitgate.catalog.errors import nearest
 OWN_TASKS = Path(__file__).parents[1] / "tasks"
 
 
+#: items that an interval of macro-F1 takes, and batches that one of times takes
+LEAST_ITEMS, LEAST_TIMES = 3, 6
+
+
+def _classifies(dataset: LabelledDataset) -> tuple[Task, ...]:
+    """Which task a model of such items has."""
+    return ("text-classification",) if dataset.of == "texts" else ("image-classification",)
+
+
 class _Workload(Entry):
     """What all kinds have, beside a `kind` and a `name`, which ends the ids of its cases."""
 
@@ -59,8 +68,9 @@ class AccuracyWorkload(_Workload):
     """Classify a labelled dataset's items, `batch` at a time, beside the base.
 
     With `timed` the base classifies each batch again in turn with the quantized model, so that
-    their times are paired; else its answers are kept in the cache. With `items` just so many are
-    classified, where the dataset would give more while a gate is undecided.
+    their times are paired, of at least 6 batches; else its answers are kept in the cache. With
+    `items` just so many are classified, where the dataset would give more while a gate is
+    undecided.
     """
 
     kind: Literal["accuracy"]
@@ -71,6 +81,16 @@ class AccuracyWorkload(_Workload):
     timed: bool = False
 
     named = {"dataset": "labelled"}  # noqa: RUF012
+
+    @property
+    def asked(self) -> tuple[Task, ...]:
+        """Which tasks a model can have that classifies such items."""
+        return _classifies(self.dataset)
+
+    @property
+    def least(self) -> int:
+        """Items that are classified before anything is judged."""
+        return self.items or self.dataset.items
 
     def fields(self) -> dict[str, str | int | None]:
         return {"dataset": self.dataset.name, "batch": self.batch}
@@ -88,6 +108,14 @@ class AccuracyWorkload(_Workload):
             raise ValueError(
                 f"`items` must be at most what dataset {self.dataset.name} evaluates, "
                 f"{self.dataset.limit}"
+            )
+        whose = "`items`" if self.items else f"`items` of dataset {self.dataset.name}"
+        if self.least < LEAST_ITEMS:
+            raise ValueError(f"{whose}: {self.least} have no interval; give at least {LEAST_ITEMS}")
+        if self.timed and self.least < LEAST_TIMES * self.batch:
+            raise ValueError(
+                f"{whose}: {self.least} are fewer than the {LEAST_TIMES} batches of {self.batch} "
+                f"that `timed` takes; give at least {LEAST_TIMES * self.batch}, or lower `batch`"
             )
         return self
 
@@ -313,10 +341,7 @@ class _EvaluationWorkload(_Workload):
     @property
     def asked(self) -> tuple[Task, ...]:
         """Which tasks a model can have that takes such inputs."""
-        if self.labelled is None:
-            return ("causal-lm",)
-        texts = self.labelled.of == "texts"
-        return ("text-classification",) if texts else ("image-classification",)
+        return ("causal-lm",) if self.labelled is None else _classifies(self.labelled)
 
     def fields(self) -> dict[str, str | int | None]:
         return {"dataset": self.inputs.name, "batch": self.batch}
@@ -397,7 +422,6 @@ TABLES: dict[Kind, Any] = {
 #: decide it says so itself, as `asked`
 ASKED: dict[Kind, tuple[Task, ...]] = {
     "perplexity": ("causal-lm",),
-    "accuracy": ("text-classification", "image-classification"),
     "task": ("causal-lm",),
     "rouge": ("causal-lm",),
     "finetune": ("causal-lm",),

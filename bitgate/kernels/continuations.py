@@ -18,6 +18,10 @@ TOKENS_AT_ONCE = 1024
 Request = tuple[Sequence[int], Sequence[int]]
 
 
+class TooLongError(ValueError):
+    """A continuation does not fit into the model's context."""
+
+
 class Answer(NamedTuple):
     """What a model says of a continuation."""
 
@@ -30,6 +34,9 @@ def score(served: Served, requests: Sequence[Request]) -> list[Answer]:
 
     A context that several requests share is read once, where torch serves the model; what is longer
     than the model's context loses tokens from the left, as in lm-eval.
+
+    Raises:
+        TooLongError: if a continuation alone is longer.
     """
     kept = [_cut(request, served.context) for request in requests]
     rows = _branched(served, kept) if _can_branch(served) else _whole(served, kept)
@@ -42,7 +49,7 @@ def _cut(request: Request, limit: int | None) -> tuple[tuple[int, ...], tuple[in
     if limit is not None and len(context) + len(continuation) - 1 > limit:
         room = limit + 1 - len(continuation)
         if room < 1:
-            raise ValueError(
+            raise TooLongError(
                 f"a continuation of {len(continuation)} tokens does not fit into the model's "
                 f"context of {limit}"
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bitgate import statistics
 from bitgate.catalog import AccuracyWorkload
+from bitgate.catalog.workloads import LEAST_TIMES
 from bitgate.kernels.served import TorchServed
 from bitgate.measure.agreement import accuracies, over_majority
 from bitgate.measure.f1 import JACKKNIFE, macro_f1
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from bitgate.measure.measurement import Items
     from bitgate.sources import EncodedItems
-
-#: batches that an interval of times needs
-STEPS = 6
 
 
 class Base(Protocol):
@@ -59,11 +57,8 @@ class PairedPredictions:
         self.base = base
         self.items = items
         self.workload = workload
-        fixed = workload.items
-        # a median of fewer batches has no interval
-        timed_ones = STEPS * workload.batch if workload.timed else 0
-        self.least = min(max(fixed or workload.dataset.items, timed_ones), len(items))
-        self.most = len(items) if fixed is None else self.least
+        self.least = min(workload.least, len(items))
+        self.most = len(items) if workload.items is None else self.least
 
     def batches(self) -> Iterator[Batch]:
         batch = self.workload.batch
@@ -146,7 +141,7 @@ class PairedPredictions:
 
         # a batch is one observation of time, whatever its items
         own = np.asarray(items["seconds"])[:: self.workload.batch]
-        if len(own) < STEPS:
+        if len(own) < LEAST_TIMES:
             return []
         found = [metric("items_per_second", -np.log(own), ASSUMED.seconds)]
         if "base_seconds" in items:

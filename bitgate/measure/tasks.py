@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bitgate import statistics
 from bitgate.catalog import TaskWorkload
-from bitgate.kernels.continuations import Answer, Request, score
+from bitgate.kernels.continuations import Answer, Request, TooLongError, score
 from bitgate.kernels.served import Served
 from bitgate.measure.agreement import accuracies
 from bitgate.measure.language_model import language_model
@@ -60,7 +60,7 @@ class PairedAnswers:
         self.quantized = quantized
         self.base = base
         self.questions = questions
-        self.batch = workload.batch
+        self.workload = workload
         self.least = min(len(questions), workload.items)
         self.most = len(questions)
 
@@ -68,14 +68,21 @@ class PairedAnswers:
         tokenizer = self.questions.tokenizer
         own = language_model(partial(score, self.quantized), tokenizer)
         base = language_model(self.base.answers, tokenizer)
-        for start in range(0, len(self.questions), self.batch):
-            some = self.questions.items[start : start + self.batch]
+        batch = self.workload.batch
+        for start in range(0, len(self.questions), batch):
+            some = self.questions.items[start : start + batch]
             requests = [request for question in some for request in question.requests]
-            base_said = base.loglikelihood(requests, disable_tqdm=True)
             out: list[Any] = []
-            seconds, _ = timed(
-                lambda: out.extend(own.loglikelihood(requests, disable_tqdm=True))  # noqa: B023
-            )
+            try:
+                base_said = base.loglikelihood(requests, disable_tqdm=True)
+                seconds, _ = timed(
+                    lambda: out.extend(own.loglikelihood(requests, disable_tqdm=True))  # noqa: B023
+                )
+            except TooLongError as error:
+                raise MeasureError(
+                    f"task {self.workload.name}: {error}; choose a model with a longer one, or "
+                    "another `task`"
+                ) from error
             rows, at = [], 0
             for question in some:
                 part = slice(at, at := at + len(question.requests))

@@ -55,6 +55,7 @@ from bitgate.sources import (
     load_questions,
     pick_device,
     refuse_too_few,
+    refuse_unsuited,
     serving_dtype,
     shared_item,
     shared_run,
@@ -244,6 +245,7 @@ class Shelf:
             with self._preparing("items"):
                 exam = load_items(dataset)
                 _keep_unseen(named, dataset, exam)
+                refuse_unsuited(f"model {named.name}", model.module, dataset, exam)
                 self._items[key] = exam
         return EncodedItems(self._items[key], model.tokenizer, dataset.longest)
 

@@ -13,6 +13,7 @@ from bitgate.sources.models import LoadedModel, fetch_config, fetch_model, finge
 from bitgate.sources.overlap import shared_run
 from bitgate.sources.progress import Progress, Report, reporting_to, set_progress, track
 from bitgate.sources.prompts import Prompts, load_prompts
+from bitgate.sources.suited import refuse_unsuited
 from bitgate.sources.tasks import Questions, load_questions
 from bitgate.sources.text import load_documents
 from bitgate.sources.windows import TooShortError, Windows, refuse_too_few, windows
@@ -46,6 +47,7 @@ __all__ = [
     "once",
     "pick_device",
     "refuse_too_few",
+    "refuse_unsuited",
     "reporting_to",
     "serving_dtype",
     "set_progress",

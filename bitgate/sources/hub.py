@@ -66,9 +66,9 @@ def newest_revision(repo: str) -> str:
 
 def fetch_column(source: HubSource, column: str, label: str) -> list[str]:
     """One text column of a dataset, a string per record; a record of several texts, such as the
-    turns of a conversation, is these with an empty line between."""
+    turns of a conversation, is these with an empty line between, and one of nothing is empty."""
     records = fetch_records(source, (column,), label)[column]
-    return ["\n\n".join(x) if isinstance(x, list) else str(x) for x in records]
+    return ["\n\n".join(x) if isinstance(x, list) else "" if x is None else str(x) for x in records]
 
 
 def fetch_records(source: HubSource, columns: Sequence[str], label: str) -> Any:

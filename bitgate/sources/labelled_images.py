@@ -75,6 +75,8 @@ class HubOptions(PictureOptions):
 
 
 def _options(kind: type[OptionsT], dataset: LabelledDataset) -> OptionsT:
+    if dataset.of != "images":
+        raise SourceError(f"of: format {dataset.format!r} holds images, not {dataset.of}")
     try:
         return kind.model_validate(dataset.options)
     except ValidationError as error:
@@ -197,12 +199,25 @@ def hub_pictures(
     if not isinstance(source, HubSource):
         raise SourceError("source: format hub-pictures reads a source of kind hub")
     records = fetch_records(source, (options.image, options.label), label)
+    labels = list(records[options.label])
+    for number, found in enumerate(labels, 1):
+        if type(found) is not int:
+            raise SourceError(
+                f"row {number}: its label {found!r} is no whole number; options.label names the "
+                "column that has them, counted from 0"
+            )
 
     def make(number: int) -> Tensor:
-        return options.look.tensor(records[number][options.image])
+        try:
+            return options.look.tensor(records[number][options.image])
+        except Exception as error:  # of nothing, of a text, of whatever a decoder makes of it
+            raise SourceError(
+                f"row {number + 1}: its image is no picture that can be read ({error!r}); "
+                "options.image names the column that has them; correct or remove the row"
+            ) from error
 
     makers = [partial(make, number) for number in range(len(records))]
-    return Pictures(makers), [int(found) for found in records[options.label]]
+    return Pictures(makers), labels
 
 
 FORMATS: dict[str, Callable[..., tuple[Any, Sequence[int] | None]]] = {

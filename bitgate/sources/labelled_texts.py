@@ -37,6 +37,7 @@ from bitgate.catalog import (
 from bitgate.sources.errors import SourceError
 from bitgate.sources.fetch import fetch_once
 from bitgate.sources.hub import fetch_records
+from bitgate.sources.text import half_character
 
 Texts = tuple[list[str], list[int] | None]
 
@@ -92,7 +93,7 @@ def table(dataset: LabelledDataset, source: Source, label: str) -> Texts:
     content = io.StringIO(_content(source, options["member"], label), newline="")
     try:
         reader = csv.DictReader(content, delimiter=options["separator"], strict=True)
-        return _records(dataset, options, ((reader.line_num, row) for row in reader))
+        return _records(dataset, options, _rows(reader))
     except (csv.Error, TypeError) as error:
         raise SourceError(f"is no table of this kind, or is damaged: {error}") from error
 
@@ -151,9 +152,23 @@ def _records(
     return found, labels if dataset.classes else None
 
 
+def _rows(reader: csv.DictReader[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    names = reader.fieldnames or []
+    for name in names:
+        if name and names.count(name) > 1:  # some tables end in columns without a name
+            raise SourceError(f"row 1: the header names {name!r} more than once; rename one")
+    for row in reader:
+        if None in row:  # what the reader calls the rest, as of a text with a comma
+            raise SourceError(
+                f"row {reader.line_num}: more columns than the header's {len(names)}; quote the "
+                "text"
+            )
+        yield reader.line_num, row
+
+
 def _value(row: Mapping[str, Any], key: str, number: int) -> Any:
     if row.get(key) is None:
-        there = ", ".join(str(name) for name in row if name is not None)
+        there = ", ".join(row)
         raise SourceError(
             f"row {number}: nothing in {key!r}; it has {there or 'nothing'}. `options` name the "
             "columns of text and label"
@@ -167,6 +182,8 @@ def _clean(text: Any, number: int) -> str:
     cleaned = html.unescape(text).strip()
     if not cleaned:
         raise SourceError(f"row {number}: its text is empty; remove the row")
+    if (half := half_character(cleaned)) is not None:
+        raise SourceError(f"row {number}: its text has {half}; correct or remove the row")
     return cleaned
 
 
@@ -190,7 +207,7 @@ def _objects(content: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # of what is too long, or too deep, as well
             raise SourceError(f"row {number}: no JSON, the file may be damaged: {error}") from error
         if not isinstance(row, dict):
             raise SourceError(f"row {number}: expected a JSON object, got {line[:40]!r}")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bitgate.catalog import Dataset, RougeWorkload
+from bitgate.catalog import RougeWorkload
 from bitgate.sources.errors import SourceError, blaming
 from bitgate.sources.overlap import shares_words, word_runs
 from bitgate.sources.task_items import sentences
-from bitgate.sources.text import load_documents
+from bitgate.sources.text import load_documents, load_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,8 @@ def load_prompts(workload: RougeWorkload, model: LoadedModel, seen: Sequence[str
     """The prompts for the workload's documents; for none that shares text with `seen`.
 
     Raises:
-        SourceError: if there are too few documents, or a reference is missing.
+        SourceError: if there are too few documents, or a record has only one of document and
+            reference.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -61,11 +62,9 @@ def load_prompts(workload: RougeWorkload, model: LoadedModel, seen: Sequence[str
 
 def _chosen(workload: RougeWorkload, seen: Sequence[str]) -> list[tuple[str, str]]:
     """Texts and references; different texts in an order of hashes."""
-    documents = load_documents(workload.dataset)
-    references = _references(workload, documents)
     runs = word_runs(seen)
     found: dict[str, str] = {}
-    for document, reference in zip(documents, references, strict=True):
+    for document, reference in _documents(workload):
         text = opening(document, workload.characters)
         if text and not shares_words(text, runs):
             found.setdefault(text, reference)
@@ -90,17 +89,12 @@ def opening(document: str, characters: int) -> str:
     return text
 
 
-def _references(workload: RougeWorkload, documents: Sequence[str]) -> list[str]:
-    if workload.reference_column is None:
-        return [sentences(" ".join(document.split()))[0] for document in documents]
-    other: Dataset = workload.dataset.model_copy(update={"column": workload.reference_column})
-    found = load_documents(other)
-    if len(found) != len(documents):
-        raise SourceError(
-            f"reference_column: {len(found)} records have text in {workload.reference_column}, "
-            f"{len(documents)} in {workload.dataset.column}; give records that have both"
-        )
-    return found
+def _documents(workload: RougeWorkload) -> list[tuple[str, str]]:
+    """Documents, each with its reference, or its first sentence."""
+    if workload.reference_column is not None:
+        return load_pairs(workload.dataset, workload.reference_column)
+    documents = load_documents(workload.dataset)
+    return [(document, sentences(" ".join(document.split()))[0]) for document in documents]
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> tuple[int, ...]:

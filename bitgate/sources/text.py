@@ -18,7 +18,7 @@ from bitgate.sources.progress import track
 def load_documents(dataset: Dataset) -> list[str]:
     """The documents; with the dataset's `join`, all records in one."""
     with blaming(dataset_label(dataset)):
-        records = _records(dataset)
+        records = _whole(dataset)
         if dataset.join is not None:  # blank records too: published protocols keep them
             records = [dataset.join.join(records)]
         documents = [record for record in records if record.strip()]
@@ -27,9 +27,59 @@ def load_documents(dataset: Dataset) -> list[str]:
         return documents
 
 
+def load_pairs(dataset: Dataset, column: str) -> list[tuple[str, str]]:
+    """Each record's text, and beside it what the same record has in another column; a record that
+    has neither is left out.
+
+    Raises:
+        SourceError: if a record has only one of them, or records have no columns.
+    """
+    with blaming(dataset_label(dataset)):
+        if dataset.format not in ("jsonl", "hub") or dataset.join is not None:
+            what = dataset.format if dataset.join is None else f"{dataset.format} with `join`"
+            raise SourceError(
+                f"format: of {what} there is no column {column!r}; give records of format jsonl "
+                "or hub, without `join`"
+            )
+        columns = dataset.column, column
+        texts, others = (_whole(dataset.model_copy(update={"column": one})) for one in columns)
+        found = []
+        for number, pair in enumerate(zip(texts, others, strict=True), 1):
+            blank = [not text.strip() for text in pair]
+            if any(blank) and not all(blank):
+                there = blank.index(False)
+                start = " ".join(pair[there].split())[:40]
+                raise SourceError(
+                    f"record {number}: it has {start!r} in {columns[there]!r}, and nothing in "
+                    f"{columns[1 - there]!r}; give both, or remove it"
+                )
+            if not any(blank):
+                found.append(pair)
+        return found
+
+
+def half_character(text: str) -> str | None:
+    """Half of a character that UTF-16 writes in two, which no encoding takes, for a message; JSON
+    can hold it. None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a character, \\u{ord(text[error.start]):04x}, at {error.start}"
+    return None
+
+
 def dataset_label(dataset: Dataset) -> str:
     """How messages name the entry."""
     return f"dataset {dataset.name}"
+
+
+def _whole(dataset: Dataset) -> list[str]:
+    """Its records, in which every character is one."""
+    records = _records(dataset)
+    for number, record in enumerate(records, 1):
+        if (half := half_character(record)) is not None:
+            raise SourceError(f"record {number}: {half}; correct or remove it")
+    return records
 
 
 def _records(dataset: Dataset) -> list[str]:
@@ -92,7 +142,7 @@ def _column(path: Path, column: str) -> Iterator[str]:
             continue
         try:
             text = json.loads(line)[column]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise SourceError(
                 f"{path.name} line {number}: no JSON object with the key {column!r} ({error!r})"
             ) from error

@@ -20,6 +20,7 @@ from bitgate.sources.errors import SourceError
 from bitgate.sources.labelled import LabelledItems, load_items
 from bitgate.sources.progress import track
 from bitgate.sources.quiet import without_bars
+from bitgate.sources.suited import refuse_images
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,21 +42,29 @@ def train_whole(folder: Path, config: PreTrainedConfig, source: TrainedSource, l
     The same seed gives the same weights, as everything runs on one thread of the CPU.
 
     Raises:
-        SourceError: if the dataset is not of images, has fewer than a batch, or the loss becomes
-            NaN.
+        SourceError: if the dataset is not of images with labels, has fewer than a batch to train
+            with, or images that the model does not take; or the loss becomes NaN.
     """
     import torch
 
-    if source.dataset.of != "images":
+    dataset = source.dataset
+    if dataset.of != "images":
         raise SourceError("source.dataset: whole models are trained on images; give a `base`")
-    training, validation = (load_items(source.dataset, p) for p in ("training", "validation"))
+    if not dataset.classes:
+        raise SourceError(
+            f"source.dataset: {dataset.name} has no labels to learn from; give one with `classes`"
+        )
+    if not dataset.train_items:
+        raise SourceError(f"labelled {dataset.name}: train_items: it has none to train with")
+    training, validation = (load_items(dataset, p) for p in ("training", "validation"))
     if len(training) < source.batch:
         raise SourceError(
             f"source.batch: {source.batch}, of which {len(training)} items of training make none"
         )
     began = monotonic()
     with _repeatable(source.seed):
-        module = made(config, "image-classification", dtype=torch.float32)
+        module = made(config, "image-classification", dtype=torch.float32).eval()
+        refuse_images("the model", module, dataset, training.inputs[0:1])
         epochs = []
         with track(f"{label}: train", source.epochs, "epochs") as task:
             for told in _epochs(module, training, source):

@@ -14,7 +14,7 @@ from bitgate.gates.thresholds import Bound
 from bitgate.measure import base_classes
 from bitgate.measure.base import BaseModel
 from bitgate.measure.base_classes import AREA, BLOCK
-from bitgate.measure.classification import STEPS, paired_predictions
+from bitgate.measure.classification import paired_predictions
 
 
 @pytest.fixture(autouse=True)
@@ -122,9 +122,9 @@ class Slow:
 def test_timed_the_base_takes_turns(base, labelled_texts, workload, items_of, metrics_of, cache):
     asked = []
     own, other = Slow("own", base, asked, 0.02), Slow("base", base, asked, 0.2)
-    timed = workload(items=8, batch=4, timed=True)
+    timed = workload(items=24, limit=26, batch=4, timed=True)
     measurement = paired_predictions(own, other, labelled_texts(26), timed)
-    assert measurement.least == STEPS * 4
+    assert (measurement.least, measurement.most) == (24, 26)
     items = items_of(measurement)
     assert [name for name, _ in asked[:6]] == ["own", "base", "base", "own", "own", "base"]
     assert asked[-1][1] == 2  # the last batch is what is left
@@ -138,12 +138,39 @@ def test_timed_the_base_takes_turns(base, labelled_texts, workload, items_of, me
 def test_fewer_batches_than_a_median_needs_have_no_times(
     quantized, base, labelled_texts, workload, items_of, metrics_of
 ):
-    timed = workload(items=8, batch=64, timed=True)
-    measurement = paired_predictions(quantized, base, labelled_texts(40), timed)
-    assert measurement.least == 40
+    measurement = paired_predictions(quantized, base, labelled_texts(40), workload(batch=8))
     found = metrics_of(measurement, items_of(measurement))
     assert not {"items_per_second", "evaluation_speedup"} & set(found)
     assert "accuracy" in found
+
+
+def test_as_many_are_classified_as_the_protocol_says(workload):
+    """A median of six batches, or more, has an interval: too few are refused, not made more."""
+    with pytest.raises(
+        ValueError,
+        match="`items` of dataset some: 40 are fewer than the 6 batches of 16 that `timed` takes; "
+        "give at least 96, or lower `batch`",
+    ):
+        workload(items=40, limit=200, batch=16, timed=True)
+    many = {**dict(workload(items=200)), "batch": 16, "timed": True}
+    with pytest.raises(ValueError, match="`items`: 40 are fewer than the 6 batches of 16"):
+        AccuracyWorkload.model_validate({**many, "items": 40})
+    assert AccuracyWorkload.model_validate({**many, "items": 96}).protocol()["items"] == 96
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_fewer_items_than_an_interval_takes_are_refused(workload, items):
+    with pytest.raises(ValueError, match=f"`items` of dataset some: {items} .* at least 3"):
+        workload(items=items)
+    with pytest.raises(ValueError, match=f"`items`: {items} have no interval; give at least 3"):
+        AccuracyWorkload.model_validate({**dict(workload()), "items": items})
+
+
+def test_three_items_have_intervals(
+    quantized, base, labelled_texts, workload, items_of, metrics_of
+):
+    measurement = paired_predictions(quantized, base, labelled_texts(3), workload(items=3))
+    assert "macro_f1" in metrics_of(measurement, items_of(measurement))
 
 
 @pytest.mark.parametrize("broken", ["quantized", "base"])

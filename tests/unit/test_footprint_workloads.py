@@ -27,6 +27,11 @@ of = "texts"
 format = "tsv"
 source = { kind = "local", path = "none" }
 classes = ["good", "bad"]
+
+[labelled.pictures]
+of = "images"
+format = "pixels-csv"
+source = { kind = "local", path = "none" }
 """
 MATRIX = """
 [memory.text-b4]
@@ -41,6 +46,12 @@ batch = 4
 labelled = "tweets"
 batch = 4
 items = 8
+
+[accuracy.tweets]
+dataset = "tweets"
+
+[accuracy.pictures]
+dataset = "pictures"
 
 [[matrix]]
 cadence = "commit"
@@ -84,6 +95,17 @@ def test_and_not_the_other_way_round(catalog):
         catalog("feelings", 'memory = ["text-b4"]\n')
     with pytest.raises(CatalogError, match="task text-classification, and words is of task causal"):
         catalog("words", 'energy = ["tweets-b4"]\n')
+
+
+def test_texts_are_not_classified_by_a_model_of_images(catalog):
+    with pytest.raises(
+        CatalogError,
+        match="accuracy: it is for models of task image-classification, and feelings is of task "
+        "text-classification",
+    ):
+        catalog("feelings", 'accuracy = ["pictures"]\n')
+    (case,) = catalog("feelings", 'accuracy = ["tweets"]\n').cases()
+    assert case.workload.asked == ("text-classification",)
 
 
 UNAVAILABLE = """

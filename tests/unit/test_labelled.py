@@ -39,6 +39,21 @@ PARTS = ("evaluated", "training", "validation")
 COUNTS = {"items": 20, "items_limit": 30, "train_items": 40, "validation_items": 10}
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["a", "b", "a"], "`classes`: 'a' is named more than once"),
+        (["1", "0"], "'1' would be read as a number, and this one's is 0"),
+        (["zero", "2"], "'2' would be read as a number, and this one's is 1"),
+        (["a", "01"], "'01' would be read"),
+    ],
+)
+def test_classes_are_told_apart(labelled, classes, message):
+    with pytest.raises(ValueError, match=message):
+        labelled(TEXTS, classes=classes)
+    assert labelled(TEXTS, classes=["0", "1", "two", "-3", "4.5"]).classes[1] == "1"
+
+
 def test_parts_are_apart_and_as_large_as_asked(labelled):
     dataset = labelled(TEXTS, **COUNTS)
     found = {part: load_items(dataset, part) for part in PARTS}

@@ -106,6 +106,7 @@ def test_a_table(read):
     assert read("csv", "\ufeff" + rows) == (["good, very\ngood", "bad"], [2, 0])
     tabbed = "mood\ttweet\n1\tso so\n"
     assert read("csv", tabbed, text="tweet", label="mood", separator="\t") == (["so so"], [1])
+    assert read("csv", "text,label,,\nx,0,,\n") == (["x"], [0])  # as spreadsheets end some
 
 
 def test_a_hub(read, monkeypatch):
@@ -161,6 +162,21 @@ def test_a_hub(read, monkeypatch):
         ("csv", "text,label\nx\n", {}, "row 2: nothing in 'label'; it has text, label"),
         ("csv", 'text,label\n"x,0\n', {}, "is no table of this kind, or is damaged"),
         ("csv", "text,label\nx,0\n", {"separator": ""}, "is no table of this kind"),
+        (
+            "csv",
+            "label,text\n0,good\n1,so, so\n",
+            {},
+            "row 3: more columns than the header's 2; quote the text",
+        ),
+        ("csv", "text,label,text\na,0,b\n", {}, "row 1: the header names 'text' more than once"),
+        ("jsonl", '{"text": "x", "label": %s}' % ("9" * 5000), {}, "row 1: no JSON"),
+        ("jsonl", '{"text": %s1}' % ("[" * 200_000), {}, "row 1: no JSON"),
+        (
+            "jsonl",
+            '{"text": "half \\ud83d", "label": 0}',
+            {},
+            "row 1: its text has half a character, \\ud83d, at 5",
+        ),
     ],
 )
 def test_what_is_refused(read, form, content, options, message):

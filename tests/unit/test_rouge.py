@@ -203,12 +203,50 @@ def test_no_text_at_all(workload, model, tmp_path):
         load_prompts(wanted, model)
 
 
-def test_a_reference_that_is_missing(workload, model, tmp_path):
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"text": "Not summarized yet.", "written": ""},
+            "'Not summarized yet.' in 'text', and not",
+        ),
+        (
+            {"text": " ", "written": "Of nothing."},
+            "'Of nothing.' in 'written', and nothing in 'text'",
+        ),
+    ],
+)
+def test_a_record_has_both_document_and_reference(workload, model, tmp_path, row, message):
     wanted = workload(reference="column", reference_column="written")
     file = tmp_path / "texts.jsonl"
-    file.write_text(file.read_text() + '\n{"text": "Not summarized yet.", "written": ""}')
-    with pytest.raises(SourceError, match="6 records have text in written, 7 in text"):
+    rows = file.read_text()
+    file.write_text(f"{json.dumps(row)}\n{rows}")
+    with pytest.raises(SourceError, match=f"dataset made-up: record 1: it has {message}"):
         load_prompts(wanted, model)
+    # as many of either, and yet of other records
+    other = {"text": row["written"] or " ", "written": row["text"].strip()}
+    file.write_text(f"{json.dumps(row)}\n{rows}\n{json.dumps(other)}")
+    with pytest.raises(SourceError, match="record 1: it has"):
+        load_prompts(wanted, model)
+
+
+def test_a_record_with_neither_moves_no_reference(workload, model, tmp_path):
+    wanted = workload(reference="column", reference_column="written")
+    before = load_prompts(wanted, model)
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": " ", "written": ""}\n' + file.read_text())
+    assert load_prompts(wanted, model).references == before.references
+
+
+def test_only_records_have_a_column_of_references(workload, model):
+    wanted = workload(reference="column", reference_column="written")
+    for changes, message in (
+        ({"format": "plain"}, "format: of plain there is no column 'written'"),
+        ({"join": " "}, "format: of jsonl with `join` there is no column 'written'"),
+    ):
+        dataset = wanted.dataset.model_copy(update=changes)
+        with pytest.raises(SourceError, match=message):
+            load_prompts(wanted.model_copy(update={"dataset": dataset}), model)
 
 
 @pytest.mark.parametrize(

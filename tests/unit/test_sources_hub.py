@@ -165,15 +165,16 @@ def test_a_dataset_gives_one_column(monkeypatch):
 
     def load_dataset(repo, subset, **options):
         asked.update(repo=repo, subset=subset, **options)
-        turns = [["Why?", "Because."], ["So?"], []]
-        return datasets.Dataset.from_dict({"text": ["a", "", "b"], "id": [1, 2, 3], "turns": turns})
+        more = {"turns": [["Why?", "Because."], ["So?"], []], "some": ["a", None, "b"]}
+        return datasets.Dataset.from_dict({"text": ["a", "", "b"], "id": [1, 2, 3], **more})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = HubSource(kind="hub", repo="some/text", revision=REVISION, subset="raw", split="test")
     assert fetch_column(source, "text", "x") == ["a", "", "b"]
     assert asked == {"repo": "some/text", "subset": "raw", "split": "test", "revision": REVISION}
     assert fetch_column(source, "turns", "x") == ["Why?\n\nBecause.", "So?", ""]
-    with pytest.raises(SourceError, match=r"no column 'txt'; there is text, id, turns"):
+    assert fetch_column(source, "some", "x") == ["a", "", "b"]  # nothing is no text "None"
+    with pytest.raises(SourceError, match=r"no column 'txt'; there is text, id, turns, some"):
         fetch_column(source, "txt", "x")
     with pytest.raises(SourceError, match="needs the key `split`"):
         fetch_column(source.model_copy(update={"split": None}), "text", "x")

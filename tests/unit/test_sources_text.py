@@ -127,3 +127,23 @@ def test_bad_text_names_the_dataset(tmp_path, content, format, says):  # noqa: A
 def test_a_missing_file(tmp_path):
     with pytest.raises(SourceError, match="there is no such file"):
         load_documents(dataset(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            '{"text": "half \\ud83d"}',
+            r"record 2: half a character, \\ud83d, at 5; correct or remove",
+        ),
+        ('{"text": "x", "number": %s}' % ("9" * 5000), "line 2: no JSON object .*4300 digits"),
+        (
+            '{"text": %s}' % ("[" * 200_000),
+            "line 2: no JSON object .*Recursion",
+        ),
+    ],
+)
+def test_json_that_python_reads_in_part_is_said_to_be(tmp_path, line, message):
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "whole \\ud83d\\ude00"}}\n{line}')
+    with pytest.raises(SourceError, match=f"dataset text: .*{message}"):
+        load_documents(dataset(tmp_path / "x.jsonl", "jsonl"))

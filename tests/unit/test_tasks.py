@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitgate.catalog import Dataset, TaskWorkload
-from bitgate.kernels.continuations import score
+from bitgate.kernels.continuations import TooLongError, score
 from bitgate.measure.base import BaseModel
 from bitgate.measure.language_model import language_model
 from bitgate.measure.measurement import MeasureError
@@ -262,8 +262,22 @@ def test_what_is_too_long_loses_tokens_from_the_left(base, limit):
 
 
 def test_a_continuation_that_does_not_fit_at_all(base):
-    with pytest.raises(ValueError, match="of 5 tokens does not fit into the model's context of 4"):
+    with pytest.raises(
+        TooLongError, match="of 5 tokens does not fit into the model's context of 4"
+    ):
         score(Plain(base.module, 4), [((1,), (1, 2, 3, 4, 5))])
+
+
+def test_answers_that_do_not_fit_at_all_are_said(base, tokenizer, workload, items_of, monkeypatch):
+    wanted = workload(items=3)
+    questions = load_questions(wanted, tokenizer)
+    monkeypatch.setattr(type(base), "context", 4)
+    with pytest.raises(
+        MeasureError,
+        match=r"task it: a continuation of \d+ tokens does not fit into the model's context of 4; "
+        "choose a model with a longer one, or another `task`",
+    ):
+        items_of(paired_answers(base, base, questions, wanted))
 
 
 def test_nothing_is_generated(base, tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -154,10 +155,39 @@ def test_what_cannot_be_trained_is_said(model, changes, message):
         load_model(model(**changes))
 
 
-def test_texts_need_a_base(model, dataset):
-    texts = dataset.model_copy(update={"of": "texts"})
+def test_texts_need_a_base(model, dataset, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
+    source = {"kind": "local", "path": str(tmp_path / "x.jsonl")}
+    counts = {"items": 1, "train_items": 1, "validation_items": 0}
+    changes = {"of": "texts", "format": "jsonl", "source": source, "options": {}, **counts}
+    texts = LabelledDataset.model_validate({**dict(dataset), **changes})
     with pytest.raises(SourceError, match=r"source.dataset: whole models are trained on images"):
         load_model(model(dataset=texts))
+
+
+def test_nothing_is_learned_without_labels_or_items(model, dataset, tmp_path):
+    (tmp_path / "x.pickle").write_bytes(pickle.dumps(np.random.default_rng(0).random((9, 4, 4))))
+    source = {"kind": "local", "path": str(tmp_path / "x.pickle")}
+    counts = {"items": 3, "train_items": 4, "validation_items": 2}
+    changes = {"format": "pickled-arrays", "source": source, "classes": (), **counts}
+    unlabelled = LabelledDataset.model_validate({**dict(dataset), **changes})
+    with pytest.raises(SourceError, match=r"source\.dataset: bright has no labels to learn from"):
+        load_model(model(dataset=unlabelled, batch=2))
+    none = dataset.model_copy(update={"train_items": 0})
+    with pytest.raises(SourceError, match="labelled bright: train_items: it has none to train"):
+        load_model(model(dataset=none))
+
+
+def test_images_that_the_model_does_not_take_are_said(model):
+    for changes, wanted in (
+        ({"image_size": 8}, "image_size 8"),
+        ({"num_channels": 3}, "channels 3"),
+    ):
+        with pytest.raises(
+            SourceError,
+            match=rf"model bright: options\.shape: .* takes no images of 1 x 4 x 4 .*{wanted}",
+        ):
+            load_model(model(config={**CONFIG, **changes}))
 
 
 def test_larger_images_are_moved_by_a_pixel_at_most():
