@@ -63,7 +63,7 @@ def memory(
 
 
 def _batch(case: Case) -> int:
-    """The smallest first: where peaks cannot be reset, only what grows is seen."""
+    """The smallest first: where peaks cannot be reset, what grows is seen best."""
     assert isinstance(case.workload, MemoryWorkload)
     return case.workload.batch
 
