@@ -86,8 +86,11 @@ class Samples:
     def __init__(self, proc: Path) -> None:
         import psutil
 
-        self._process = psutil.Process()
-        self._most = self.now()
+        try:
+            self._process = psutil.Process()
+            self._most = self.now()
+        except psutil.Error as error:
+            raise UnavailableError(f"psutil: {error}") from None
         self._before = _largest_ever()
         self._over = Event()
         self._thread: Thread | None = None

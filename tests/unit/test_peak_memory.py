@@ -68,6 +68,12 @@ def test_without_any_it_says_why(tmp_path, monkeypatch):
     assert "ru_maxrss where it grew: psutil: /proc is hidden" in str(error.value)
 
 
+def test_without_proc_it_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="grew: psutil: "):
+        resident(tmp_path)
+
+
 def test_a_status_without_the_mark(tmp_path):
     (tmp_path / "clear_refs").write_text("")
     (tmp_path / "status").write_text("VmRSS:\t 10 kB\n")
