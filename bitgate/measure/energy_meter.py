@@ -160,7 +160,7 @@ def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any
     """Of this process alone where nothing counts: others share the machine."""
     with _Silence():
         from codecarbon import OfflineEmissionsTracker
-        from codecarbon.external.hardware import GPU
+        from codecarbon.external.hardware import CPU, GPU
 
         tracker = OfflineEmissionsTracker(
             allow_multiple_runs=True,
@@ -172,7 +172,7 @@ def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any
             electricitymaps_api_token=None,
             emissions_endpoint=None,
             force_carbon_intensity_g_co2e_kwh=grams_per_kwh,
-            force_cpu_power=settings.cpu_watts,
+            force_cpu_power=None,  # with one, no counter is looked for
             force_mode_cpu_load=False,
             force_ram_power=settings.ram_watts,
             gpu_ids=_physical(device),
@@ -192,6 +192,10 @@ def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any
         tracker.get_detected_hardware()
     if device == "cpu":
         tracker._hardware = [part for part in tracker._hardware if not isinstance(part, GPU)]
+    if settings.cpu_watts is not None:
+        for part in tracker._hardware:
+            if isinstance(part, CPU) and part.description() not in COUNTERS:
+                part._tdp, part._is_generic_tdp = settings.cpu_watts, False
     return tracker
 
 

@@ -152,6 +152,40 @@ def test_parts_are_named_by_their_instrument():
     assert parts_of(tracker, data)[0].source == "readings"
 
 
+@pytest.fixture
+def rapl(tmp_path, monkeypatch):
+    """A machine whose CPU has a counter of 100 J; a function that sets it, in J."""
+    from codecarbon.core import hardware_cache
+    from codecarbon.core.resource_tracker import ResourceTracker
+    from codecarbon.external.hardware import CPU
+
+    domain = tmp_path / "rapl" / "intel-rapl:0"
+    domain.mkdir(parents=True)
+    (domain / "name").write_text("package-0")
+    (domain / "max_energy_range_uj").write_text("100000000")
+
+    def count(joules):
+        (domain / "energy_uj").write_text(f"{1e6 * joules:.0f}")
+
+    def found(tracker):
+        cpu = CPU("", "intel_rapl", "a CPU", 85, str(domain.parent), tracking_mode="process")
+        tracker.tracker._hardware.append(cpu)
+        return True
+
+    count(0)
+    monkeypatch.setattr(ResourceTracker, "_try_platform_cpu_backend", found)
+    hardware_cache.clear_cache()
+    yield count
+    hardware_cache.clear_cache()
+
+
+def test_a_counter_is_read_whatever_constants_are_configured(rapl):
+    meter = EnergyMeter(EnergySettings(cpu_watts=65.0), "cpu")
+    found = meter.measure(lambda: rapl(36.0))
+    assert found.kwh == pytest.approx(1e-5)
+    assert found.source.startswith("measured: CPU by RAPL; without RAM")
+
+
 def test_counters_are_called_as_codecarbon_calls_them():
     from codecarbon.external.hardware import CPU
 
