@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from bitgate.catalog import CatalogError, nearest
 from bitgate.catalog.energy import EnergySettings
-from bitgate.measure.measurement import MeasureError
+from bitgate.measure.measurement import MeasureError, UnavailableError
 
 JOULES_PER_KWH = 3.6e6
 Source = Literal["counter", "readings", "model"]
@@ -157,7 +157,22 @@ def intensity(settings: EnergySettings) -> tuple[float, str]:
 
 
 def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
-    """Of this process alone where nothing counts: others share the machine."""
+    """Of this process alone where nothing counts: others share the machine.
+
+    Raises:
+        UnavailableError: if codecarbon does not find what it needs of the system, as /proc.
+    """
+    import psutil
+
+    try:
+        return _set_up(settings, device, grams_per_kwh)
+    except (OSError, psutil.Error) as error:
+        raise UnavailableError(
+            f"unavailable: codecarbon cannot be set up: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
     with _Silence():
         from codecarbon import OfflineEmissionsTracker
         from codecarbon.external.hardware import CPU, GPU

@@ -12,7 +12,7 @@ import pytest
 from bitgate.catalog import CatalogError
 from bitgate.catalog.energy import EnergySettings, read_energy
 from bitgate.measure.energy_meter import COUNTERS, EnergyMeter, Part, intensity, used
-from bitgate.measure.measurement import MeasureError
+from bitgate.measure.measurement import MeasureError, UnavailableError
 
 MIX = "56 g/kWh, FRA"
 
@@ -196,6 +196,12 @@ def test_counters_are_called_as_codecarbon_calls_them():
         vars(cpu)["_mode"] = mode
         described.append(cpu.description())
     assert described == list(COUNTERS)
+
+
+def test_without_proc_it_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"unavailable: codecarbon cannot be set up: .*Error"):
+        EnergyMeter(EnergySettings(), "cpu")
 
 
 # --- silent, offline, without a trace ------------------------------------------------------
