@@ -54,20 +54,26 @@ class EnergyMeter:
     """One tracker for all that a process measures, as setting one up takes a second."""
 
     def __init__(self, settings: EnergySettings, device: str) -> None:
-        """Of the CPU and the memory, and of `device`, if it is an accelerator."""
+        """Of the CPU and the memory, and of `device`, if it is an accelerator.
+
+        Raises:
+            UnavailableError: if nothing tells what `device` takes.
+        """
         self.settings = settings
         self.device = device
         self.grams_per_kwh, self.mix = intensity(settings)
         self._tracker = _tracker(settings, device, self.grams_per_kwh)
         self._count = 0
-        self._track(lambda: None)  # the first is slower: it reads what the electricity is made of
+        # the first is slower: it reads what the electricity is made of
+        _, data = self._track(lambda: None)
+        _worker(parts_of(self._tracker, data), device)
 
     def measure(self, work: Callable[[], object]) -> Used:
         """Do it, and say what it took.
 
         Raises:
-            MeasureError: if the instrument of the device at work says 0, or there is none for an
-                accelerator: that is an error, and no good result.
+            MeasureError: if the instrument of the device at work says 0: that is an error, and no
+                good result.
         """
         seconds, data = self._track(work)
         parts = parts_of(self._tracker, data)
@@ -97,13 +103,7 @@ def used(
     and says what it leaves out; else the sum of everything, which then is modelled. So no figure is
     half measured.
     """
-    worker = "CPU" if device == "cpu" else "GPU"
-    own = next((part for part in parts if part.name == worker), None)
-    if own is None or (worker == "GPU" and own.source == "model"):
-        raise MeasureError(
-            f"energy: nothing tells what {device} takes: codecarbon found no {worker}; install "
-            "nvidia-ml-py (amdsmi for AMD), or leave the energy cases out with -m 'not energy'"
-        )
+    own = _worker(parts, device)
     if own.source != "model" and not own.kwh > 0:
         raise MeasureError(
             f"energy: {own.how} says that {device} took {own.kwh:g} kWh in {seconds:.3g} s, which "
@@ -125,6 +125,22 @@ def used(
         source=f"{kind}: {told}; {mix}",
         modelled=not measured,
     )
+
+
+def _worker(parts: Sequence[Part], device: str) -> Part:
+    """The part that does the work.
+
+    Raises:
+        UnavailableError: if nothing tells what it takes.
+    """
+    worker = "CPU" if device == "cpu" else "GPU"
+    own = next((part for part in parts if part.name == worker), None)
+    if own is None or (worker == "GPU" and own.source == "model"):
+        raise UnavailableError(
+            f"unavailable: nothing tells what {device} takes: codecarbon found no {worker}; a GPU "
+            "needs its driver's nvidia-smi and nvidia-ml-py (amdsmi for AMD)"
+        )
+    return own
 
 
 def intensity(settings: EnergySettings) -> tuple[float, str]:
@@ -205,8 +221,11 @@ def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
         )
         tracker._electricitymaps_api_token = None  # which a user's file may give under its old name
         tracker.get_detected_hardware()
-    if device == "cpu":
-        tracker._hardware = [part for part in tracker._hardware if not isinstance(part, GPU)]
+    tracker._hardware = [
+        part
+        for part in tracker._hardware
+        if not isinstance(part, GPU) or (device != "cpu" and part.devices.devices)
+    ]
     if settings.cpu_watts is not None:
         for part in tracker._hardware:
             if isinstance(part, CPU) and part.description() not in COUNTERS:
@@ -230,7 +249,7 @@ def parts_of(tracker: Any, data: Any) -> list[Part]:
 
 def _part(hardware: Any, data: Any) -> Part:
     match type(hardware).__name__:
-        case "GPU":
+        case "GPU":  # of which there is at least one: see `_set_up`
             devices = [d for d in hardware.devices.devices if d.gpu_index in hardware.gpu_ids]
             kind = "NVML" if "Nvidia" in type(devices[0]).__name__ else "the driver"
             if any(device._use_power_fallback for device in devices):

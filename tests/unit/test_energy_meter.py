@@ -116,9 +116,21 @@ def test_a_gpu_that_takes_nothing_is_an_error(source):
         used([RAM, LOAD, nothing], 2.5, "cuda:0", 56, MIX)
 
 
-def test_a_gpu_that_nobody_watches_is_an_error():
-    with pytest.raises(MeasureError, match="nothing tells what cuda:0 takes"):
+def test_a_gpu_that_nobody_watches_is_unavailable():
+    with pytest.raises(UnavailableError, match="unavailable: nothing tells what cuda:0 takes"):
         used([RAM, LOAD], 2.5, "cuda:0", 56, MIX)
+
+
+def test_a_gpu_that_nobody_watches_is_said_before_anything_is_measured(monkeypatch):
+    from codecarbon.core import gpu, hardware_cache
+
+    monkeypatch.setattr("bitgate.measure.energy_meter._synchronize", lambda device: None)
+    for found in (False, True):  # with the driver's programs, but without nvidia-ml-py
+        monkeypatch.setattr(gpu, "is_nvidia_system", lambda found=found: found)
+        hardware_cache.clear_cache()
+        with pytest.raises(UnavailableError, match="nothing tells what cuda:0 takes"):
+            EnergyMeter(EnergySettings(), "cuda:0")
+    hardware_cache.clear_cache()
 
 
 def test_a_counter_of_the_cpu_that_stands_still_is_an_error():
@@ -200,7 +212,7 @@ def test_counters_are_called_as_codecarbon_calls_them():
 
 def test_without_proc_it_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
-    with pytest.raises(UnavailableError, match=r"unavailable: codecarbon cannot be set up: .*Error"):
+    with pytest.raises(UnavailableError, match=r"unavailable: codecarbon cannot be set up: \w"):
         EnergyMeter(EnergySettings(), "cpu")
 
 
