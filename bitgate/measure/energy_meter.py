@@ -8,8 +8,7 @@ user's own .codecarbon.config says is overridden.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
@@ -206,7 +205,7 @@ def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
             force_cpu_power=None,  # with one, no counter is looked for
             force_mode_cpu_load=False,
             force_ram_power=settings.ram_watts,
-            gpu_ids=_physical(device),
+            gpu_ids=None,
             log_level="critical",
             logger_preamble="",
             measure_power_secs=3600.0,  # between tasks nothing is of interest
@@ -221,11 +220,12 @@ def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
         )
         tracker._electricitymaps_api_token = None  # which a user's file may give under its old name
         tracker.get_detected_hardware()
-    tracker._hardware = [
-        part
-        for part in tracker._hardware
-        if not isinstance(part, GPU) or (device != "cpu" and part.devices.devices)
-    ]
+    gpus = [part for part in tracker._hardware if isinstance(part, GPU)]
+    for gpu in gpus:
+        if device == "cpu" or not gpu.devices.devices:
+            tracker._hardware.remove(gpu)
+        else:
+            gpu.gpu_ids = [same_gpu(device, _uuid(device), gpu.devices.get_gpu_static_info())]
     if settings.cpu_watts is not None:
         for part in tracker._hardware:
             if isinstance(part, CPU) and part.description() not in COUNTERS:
@@ -233,13 +233,35 @@ def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
     return tracker
 
 
-def _physical(device: str) -> list[str] | None:
-    """The accelerator as its driver calls it."""
-    if not device.startswith("cuda"):
-        return None
-    number = int(device.partition(":")[2] or 0)
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    return [visible[number] if any(visible) else str(number)]
+def _uuid(device: str) -> str:
+    """Of an accelerator, as CUDA tells it."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def same_gpu(device: str, uuid: str, known: Sequence[Mapping[str, Any]]) -> int:
+    """Where `device` stands among the GPUs that its driver tells, each with `uuid`, `gpu_index`.
+
+    Their numbers do not say: CUDA's are by speed or by bus, of those that are visible.
+
+    Raises:
+        MeasureError: if it is none of them, as a share of a GPU is not (MIG).
+    """
+    for gpu in known:
+        if _bare(gpu["uuid"]) == _bare(uuid):
+            index: int = gpu["gpu_index"]
+            return index
+    told = ", ".join(gpu["uuid"] for gpu in known) or "no UUID"
+    raise MeasureError(
+        f"energy: {device} is {uuid} for CUDA, and its driver tells only {told}: what it takes is "
+        "not known; leave the energy cases out with -m 'not energy'"
+    )
+
+
+def _bare(uuid: str) -> str:
+    """CUDA leaves out the `GPU-` that NVML writes before it."""
+    return uuid.lower().removeprefix("gpu-")
 
 
 def parts_of(tracker: Any, data: Any) -> list[Part]:

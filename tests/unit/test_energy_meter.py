@@ -216,6 +216,78 @@ def test_without_proc_it_says_why(tmp_path, monkeypatch):
         EnergyMeter(EnergySettings(), "cpu")
 
 
+# --- which GPU -----------------------------------------------------------------------------
+
+SLOW, FAST = "GPU-8a3b1234-0000-4000-8000-000000000001", "GPU-9b3b1234-0000-4000-8000-000000000002"
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Of which NVML calls the slower 0, and CUDA the faster, the only one that is visible."""
+    from types import SimpleNamespace
+
+    from codecarbon.core import gpu, hardware_cache
+    from codecarbon.core.units import Energy, Power
+    from codecarbon.external import hardware
+
+    class NvidiaGPUDevice(SimpleNamespace):
+        _use_power_fallback = False
+
+        def emit_selection_warning(self):
+            pass
+
+    class AllGPUDevices:
+        def __init__(self):
+            uuids = (SLOW, FAST)
+            self.devices = [NvidiaGPUDevice(gpu_index=n, uuid=u) for n, u in enumerate(uuids)]
+            self.device_count = 2
+
+        def get_gpu_static_info(self):
+            return [{"name": "a GPU", **vars(device)} for device in self.devices]
+
+        get_gpu_details = get_gpu_static_info
+
+        def get_gpu_utilization_list(self):
+            return []
+
+        def sample_power(self, gpu_ids):
+            pass
+
+        def get_delta(self, duration):
+            return [
+                {
+                    "gpu_index": device.gpu_index,
+                    "delta_energy_consumption": Energy(1.0 + device.gpu_index),
+                    "power_usage": Power(0.1),
+                }
+                for device in self.devices
+            ]
+
+    cuda = SimpleNamespace(uuid=FAST.removeprefix("GPU-"))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: cuda)
+    monkeypatch.setattr("bitgate.measure.energy_meter._synchronize", lambda device: None)
+    monkeypatch.setattr(hardware, "AllGPUDevices", AllGPUDevices)
+    monkeypatch.setattr(gpu, "is_nvidia_system", lambda: True)
+    hardware_cache.clear_cache()
+    yield cuda
+    hardware_cache.clear_cache()
+
+
+@pytest.mark.parametrize("visible", [None, "1", FAST, FAST[:12]])
+def test_the_gpu_that_works_is_the_one_that_is_watched(gpus, monkeypatch, visible):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = EnergyMeter(EnergySettings(), "cuda:0").measure(lambda: None)
+    assert found.kwh == 2.0
+    assert found.source.startswith("measured: GPU by NVML's counter; without ")
+
+
+def test_a_gpu_that_the_driver_does_not_tell_is_an_error(gpus):
+    gpus.uuid = "MIG-1"
+    with pytest.raises(MeasureError, match=f"cuda:0 is MIG-1 for CUDA.* only {SLOW}, {FAST}: "):
+        EnergyMeter(EnergySettings(), "cuda:0")
+
+
 # --- silent, offline, without a trace ------------------------------------------------------
 
 SILENT = """
