@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Event, Thread
 from time import perf_counter
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ from bitgate.catalog.energy import EnergySettings
 from bitgate.measure.measurement import MeasureError, UnavailableError
 
 JOULES_PER_KWH = 3.6e6
+#: seconds after which counters are read while work goes on: RAPL's begin anew after 65 kJ or more,
+#: and two turns look like one; so 1 kW of one CPU is counted right, which none takes
+READ_EVERY = 60.0
 Source = Literal["counter", "readings", "model"]
 #: codecarbon's CPUs that read a counter of the hardware, as they describe themselves
 COUNTERS = {
@@ -83,14 +87,24 @@ class EnergyMeter:
         self._count += 1
         name = f"work-{self._count}"
         self._tracker.start_task(name)
+        over = Event()
+        reader = Thread(target=self._read_until, args=(over,), daemon=True)
+        reader.start()
         start = perf_counter()
         try:
             work()
             _synchronize(self.device)
         finally:
             seconds = perf_counter() - start
+            over.set()
+            reader.join()
             data = self._tracker.stop_task(name)
         return seconds, data
+
+    def _read_until(self, over: Event) -> None:
+        """codecarbon adds up what it reads."""
+        while not over.wait(READ_EVERY):
+            self._tracker._measure_power_and_energy()
 
 
 def used(
@@ -99,8 +113,8 @@ def used(
     """The figure that the parts make.
 
     Where an instrument tells what the device at work took, it is the sum of what instruments tell,
-    and says what it leaves out; else the sum of everything, which then is modelled. So no figure is
-    half measured.
+    and says what it leaves out, an instrument that says 0 too; else the sum of everything, which
+    then is modelled. So no figure is half measured.
     """
     own = _worker(parts, device)
     if own.source != "model" and not own.kwh > 0:
@@ -110,7 +124,9 @@ def used(
             "or /sys/class/powercap tells the power used"
         )
     measured = own.source != "model"
-    counted = [part for part in parts if (part.source != "model") == measured]
+    told_by_instruments = [part for part in parts if part.source != "model" and part.kwh > 0]
+    modelled = [part for part in parts if part.source == "model"]
+    counted = told_by_instruments if measured else modelled
     left_out = [part for part in parts if part not in counted]
     kwh = sum(part.kwh for part in counted)
     told = " + ".join(part.how for part in counted)

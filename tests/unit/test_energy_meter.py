@@ -138,6 +138,15 @@ def test_a_counter_of_the_cpu_that_stands_still_is_an_error():
         used([RAM, Part("CPU", 0.0, "counter", "CPU by RAPL")], 2.5, "cpu", 56, MIX)
 
 
+def test_a_counter_of_the_cpu_that_stands_still_beside_a_gpu_is_left_out():
+    found = used([RAM, Part("CPU", 0.0, "counter", "CPU by RAPL"), GPU], 10, "cuda:0", 56, MIX)
+    assert found.kwh == pytest.approx(3e-4)
+    assert found.source == (
+        "measured: GPU by NVML's counter; without RAM 20 W, constant (2e-05 kWh), "
+        f"CPU by RAPL (0 kWh); {MIX}"
+    )
+
+
 def test_parts_are_named_by_their_instrument():
     from types import SimpleNamespace
 
@@ -196,6 +205,18 @@ def test_a_counter_is_read_whatever_constants_are_configured(rapl):
     found = meter.measure(lambda: rapl(36.0))
     assert found.kwh == pytest.approx(1e-5)
     assert found.source.startswith("measured: CPU by RAPL; without RAM")
+
+
+def test_a_counter_that_begins_anew_several_times_is_read_in_between(rapl, monkeypatch):
+    monkeypatch.setattr("bitgate.measure.energy_meter.READ_EVERY", 0.05)
+
+    def work():
+        for joules in (90, 70, 50, 30):  # of 100: 330 J in all
+            rapl(joules)
+            sleep(0.3)
+
+    found = EnergyMeter(EnergySettings(), "cpu").measure(work)
+    assert found.kwh * 3.6e6 == pytest.approx(330)
 
 
 def test_counters_are_called_as_codecarbon_calls_them():
