@@ -1,8 +1,9 @@
 """What codecarbon says that a stretch of work took, and what that figure is: the one adapter to it.
 
-Every private name of codecarbon's that Bitgate uses is here, held by codecarbon >= 3.3 and
-tests/unit/test_energy_meter.py. It is used offline: nothing is logged, written or sent, and what a
-user's own .codecarbon.config says is overridden.
+Every private name of codecarbon's that Bitgate uses is here (but the file of its countries, which
+catalog/energy.py reads), held by codecarbon >= 3.3 and tests/unit/test_energy_meter.py. It is used
+offline: nothing is logged, written or sent, and what a user's own .codecarbon.config says is
+overridden.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from threading import Event, Thread
 from time import perf_counter
 from typing import Any, Literal
 
-from bitgate.catalog import CatalogError, nearest
 from bitgate.catalog.energy import EnergySettings
 from bitgate.measure.measurement import MeasureError, UnavailableError
 
@@ -159,11 +159,7 @@ def _worker(parts: Sequence[Part], device: str) -> Part:
 
 
 def intensity(settings: EnergySettings) -> tuple[float, str]:
-    """Grams of CO2eq per kWh, and what they are of, for a reader.
-
-    Raises:
-        CatalogError: if codecarbon knows no such country.
-    """
+    """Grams of CO2eq per kWh, and what they are of, for a reader."""
     if settings.grams_per_kwh is not None:
         return settings.grams_per_kwh, f"{settings.grams_per_kwh:g} g/kWh, as configured"
     with _Silence():
@@ -176,12 +172,6 @@ def intensity(settings: EnergySettings) -> tuple[float, str]:
         if settings.country is None:
             world = float(source.get_carbon_intensity_per_source_data()["world_average"])
             return world, f"{world:g} g/kWh, the world's average"
-        countries = source.get_global_energy_mix_data()
-        if settings.country not in countries:
-            raise CatalogError(
-                f"energy.toml: [energy]: country: codecarbon knows no {settings.country!r}; "
-                f"{nearest(settings.country, countries)}; or give grams_per_kwh"
-            )
         geo = GeoMetadata(country_iso_code=settings.country)
         kg = Emissions(source).get_country_emissions(Energy.from_energy(kWh=1), geo)
         return 1000 * float(kg), f"{1000 * float(kg):.0f} g/kWh, {settings.country}"
