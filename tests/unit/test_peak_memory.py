@@ -57,6 +57,12 @@ def test_the_best_there_is_is_chosen(tmp_path):
     assert isinstance(resident(tmp_path), Samples)  # no such files there
 
 
+def test_a_mark_that_cannot_be_reset_is_not_taken(tmp_path):
+    (tmp_path / "status").write_text("VmRSS:\t 10 kB\nVmHWM:\t 99 kB\n")
+    (tmp_path / "clear_refs").mkdir()  # which cannot be written, even by root
+    assert isinstance(resident(tmp_path), Samples)
+
+
 def test_without_any_it_says_why(tmp_path, monkeypatch):
     def closed(*_):
         raise PermissionError("psutil: /proc is hidden")
