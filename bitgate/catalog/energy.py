@@ -13,12 +13,14 @@ BITGATE_ENERGY_COUNTRY, BITGATE_ENERGY_CPU_WATTS, ...
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bitgate.catalog.entries import Entry
 from bitgate.catalog.errors import CatalogError, nearest
@@ -26,6 +28,7 @@ from bitgate.catalog.reading import parse, read_toml
 
 FILE = "energy.toml"
 PREFIX = "BITGATE_ENERGY_"
+MIXES = "data/private_infra/global_energy_mix.json"  #: in codecarbon
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -38,6 +41,25 @@ class EnergySettings(Entry):
     cpu_watts: Positive | None = None
     ram_watts: Positive | None = None
     pue: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+
+    @field_validator("country")
+    @classmethod
+    def _is_known(cls, country: str | None) -> str | None:
+        if country is not None and country not in (known := _countries()):
+            raise ValueError(
+                f"codecarbon knows no such country; {nearest(country, known)}; or leave it out and "
+                "give grams_per_kwh"
+            )
+        return country
+
+
+def _countries() -> list[str]:
+    """That codecarbon knows, from its file; importing it takes a second, and reads far more."""
+    found = find_spec("codecarbon")
+    assert found is not None
+    assert found.origin is not None
+    mixes: dict[str, Any] = json.loads((Path(found.origin).parent / MIXES).read_text("utf-8"))
+    return list(mixes)
 
 
 def read_energy(folder: Path, environment: Mapping[str, str] = os.environ) -> EnergySettings:

@@ -1,24 +1,27 @@
 """What codecarbon says that a stretch of work took, and what that figure is: the one adapter to it.
 
-Every private name of codecarbon's that Bitgate uses is here, held by codecarbon >= 3.3 and
-tests/unit/test_energy_meter.py. It is used offline: nothing is logged, written or sent, and what a
-user's own .codecarbon.config says is overridden.
+Every private name of codecarbon's that Bitgate uses is here (but the file of its countries, which
+catalog/energy.py reads), held by codecarbon >= 3.3 and tests/unit/test_energy_meter.py. It is used
+offline: nothing is logged, written or sent, and what a user's own .codecarbon.config says is
+overridden.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Event, Thread
 from time import perf_counter
 from typing import Any, Literal
 
-from bitgate.catalog import CatalogError, nearest
 from bitgate.catalog.energy import EnergySettings
-from bitgate.measure.measurement import MeasureError
+from bitgate.measure.measurement import MeasureError, UnavailableError
 
 JOULES_PER_KWH = 3.6e6
+#: seconds after which counters are read while work goes on: RAPL's begin anew after 65 kJ or more,
+#: and two turns look like one; so 1 kW of one CPU is counted right, which none takes
+READ_EVERY = 60.0
 Source = Literal["counter", "readings", "model"]
 #: codecarbon's CPUs that read a counter of the hardware, as they describe themselves
 COUNTERS = {
@@ -54,20 +57,26 @@ class EnergyMeter:
     """One tracker for all that a process measures, as setting one up takes a second."""
 
     def __init__(self, settings: EnergySettings, device: str) -> None:
-        """Of the CPU and the memory, and of `device`, if it is an accelerator."""
+        """Of the CPU and the memory, and of `device`, if it is an accelerator.
+
+        Raises:
+            UnavailableError: if nothing tells what `device` takes.
+        """
         self.settings = settings
         self.device = device
         self.grams_per_kwh, self.mix = intensity(settings)
         self._tracker = _tracker(settings, device, self.grams_per_kwh)
         self._count = 0
-        self._track(lambda: None)  # the first is slower: it reads what the electricity is made of
+        # the first is slower: it reads what the electricity is made of
+        _, data = self._track(lambda: None)
+        _worker(parts_of(self._tracker, data), device)
 
     def measure(self, work: Callable[[], object]) -> Used:
         """Do it, and say what it took.
 
         Raises:
-            MeasureError: if the instrument of the device at work says 0, or there is none for an
-                accelerator: that is an error, and no good result.
+            MeasureError: if the instrument of the device at work says 0: that is an error, and no
+                good result.
         """
         seconds, data = self._track(work)
         parts = parts_of(self._tracker, data)
@@ -78,14 +87,24 @@ class EnergyMeter:
         self._count += 1
         name = f"work-{self._count}"
         self._tracker.start_task(name)
+        over = Event()
+        reader = Thread(target=self._read_until, args=(over,), daemon=True)
+        reader.start()
         start = perf_counter()
         try:
             work()
             _synchronize(self.device)
         finally:
             seconds = perf_counter() - start
+            over.set()
+            reader.join()
             data = self._tracker.stop_task(name)
         return seconds, data
+
+    def _read_until(self, over: Event) -> None:
+        """codecarbon adds up what it reads."""
+        while not over.wait(READ_EVERY):
+            self._tracker._measure_power_and_energy()
 
 
 def used(
@@ -94,16 +113,10 @@ def used(
     """The figure that the parts make.
 
     Where an instrument tells what the device at work took, it is the sum of what instruments tell,
-    and says what it leaves out; else the sum of everything, which then is modelled. So no figure is
-    half measured.
+    and says what it leaves out, an instrument that says 0 too; else the sum of everything, which
+    then is modelled. So no figure is half measured.
     """
-    worker = "CPU" if device == "cpu" else "GPU"
-    own = next((part for part in parts if part.name == worker), None)
-    if own is None or (worker == "GPU" and own.source == "model"):
-        raise MeasureError(
-            f"energy: nothing tells what {device} takes: codecarbon found no {worker}; install "
-            "nvidia-ml-py (amdsmi for AMD), or leave the energy cases out with -m 'not energy'"
-        )
+    own = _worker(parts, device)
     if own.source != "model" and not own.kwh > 0:
         raise MeasureError(
             f"energy: {own.how} says that {device} took {own.kwh:g} kWh in {seconds:.3g} s, which "
@@ -111,7 +124,9 @@ def used(
             "or /sys/class/powercap tells the power used"
         )
     measured = own.source != "model"
-    counted = [part for part in parts if (part.source != "model") == measured]
+    told_by_instruments = [part for part in parts if part.source != "model" and part.kwh > 0]
+    modelled = [part for part in parts if part.source == "model"]
+    counted = told_by_instruments if measured else modelled
     left_out = [part for part in parts if part not in counted]
     kwh = sum(part.kwh for part in counted)
     told = " + ".join(part.how for part in counted)
@@ -127,12 +142,24 @@ def used(
     )
 
 
-def intensity(settings: EnergySettings) -> tuple[float, str]:
-    """Grams of CO2eq per kWh, and what they are of, for a reader.
+def _worker(parts: Sequence[Part], device: str) -> Part:
+    """The part that does the work.
 
     Raises:
-        CatalogError: if codecarbon knows no such country.
+        UnavailableError: if nothing tells what it takes.
     """
+    worker = "CPU" if device == "cpu" else "GPU"
+    own = next((part for part in parts if part.name == worker), None)
+    if own is None or (worker == "GPU" and own.source == "model"):
+        raise UnavailableError(
+            f"unavailable: nothing tells what {device} takes: codecarbon found no {worker}; a GPU "
+            "needs its driver's nvidia-smi and nvidia-ml-py (amdsmi for AMD)"
+        )
+    return own
+
+
+def intensity(settings: EnergySettings) -> tuple[float, str]:
+    """Grams of CO2eq per kWh, and what they are of, for a reader."""
     if settings.grams_per_kwh is not None:
         return settings.grams_per_kwh, f"{settings.grams_per_kwh:g} g/kWh, as configured"
     with _Silence():
@@ -145,22 +172,31 @@ def intensity(settings: EnergySettings) -> tuple[float, str]:
         if settings.country is None:
             world = float(source.get_carbon_intensity_per_source_data()["world_average"])
             return world, f"{world:g} g/kWh, the world's average"
-        countries = source.get_global_energy_mix_data()
-        if settings.country not in countries:
-            raise CatalogError(
-                f"energy.toml: [energy]: country: codecarbon knows no {settings.country!r}; "
-                f"{nearest(settings.country, countries)}; or give grams_per_kwh"
-            )
         geo = GeoMetadata(country_iso_code=settings.country)
         kg = Emissions(source).get_country_emissions(Energy.from_energy(kWh=1), geo)
         return 1000 * float(kg), f"{1000 * float(kg):.0f} g/kWh, {settings.country}"
 
 
 def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
-    """Of this process alone where nothing counts: others share the machine."""
+    """Of this process alone where nothing counts: others share the machine.
+
+    Raises:
+        UnavailableError: if codecarbon does not find what it needs of the system, as /proc.
+    """
+    import psutil
+
+    try:
+        return _set_up(settings, device, grams_per_kwh)
+    except (OSError, psutil.Error) as error:
+        raise UnavailableError(
+            f"unavailable: codecarbon cannot be set up: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
     with _Silence():
         from codecarbon import OfflineEmissionsTracker
-        from codecarbon.external.hardware import GPU
+        from codecarbon.external.hardware import CPU, GPU
 
         tracker = OfflineEmissionsTracker(
             allow_multiple_runs=True,
@@ -172,10 +208,10 @@ def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any
             electricitymaps_api_token=None,
             emissions_endpoint=None,
             force_carbon_intensity_g_co2e_kwh=grams_per_kwh,
-            force_cpu_power=settings.cpu_watts,
+            force_cpu_power=None,  # with one, no counter is looked for
             force_mode_cpu_load=False,
             force_ram_power=settings.ram_watts,
-            gpu_ids=_physical(device),
+            gpu_ids=None,
             log_level="critical",
             logger_preamble="",
             measure_power_secs=3600.0,  # between tasks nothing is of interest
@@ -190,18 +226,48 @@ def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any
         )
         tracker._electricitymaps_api_token = None  # which a user's file may give under its old name
         tracker.get_detected_hardware()
-    if device == "cpu":
-        tracker._hardware = [part for part in tracker._hardware if not isinstance(part, GPU)]
+    gpus = [part for part in tracker._hardware if isinstance(part, GPU)]
+    for gpu in gpus:
+        if device == "cpu" or not gpu.devices.devices:
+            tracker._hardware.remove(gpu)
+        else:
+            gpu.gpu_ids = [same_gpu(device, _uuid(device), gpu.devices.get_gpu_static_info())]
+    if settings.cpu_watts is not None:
+        for part in tracker._hardware:
+            if isinstance(part, CPU) and part.description() not in COUNTERS:
+                part._tdp, part._is_generic_tdp = settings.cpu_watts, False
     return tracker
 
 
-def _physical(device: str) -> list[str] | None:
-    """The accelerator as its driver calls it."""
-    if not device.startswith("cuda"):
-        return None
-    number = int(device.partition(":")[2] or 0)
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    return [visible[number] if any(visible) else str(number)]
+def _uuid(device: str) -> str:
+    """Of an accelerator, as CUDA tells it."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def same_gpu(device: str, uuid: str, known: Sequence[Mapping[str, Any]]) -> int:
+    """Where `device` stands among the GPUs that its driver tells, each with `uuid`, `gpu_index`.
+
+    Their numbers do not say: CUDA's are by speed or by bus, of those that are visible.
+
+    Raises:
+        MeasureError: if it is none of them, as a share of a GPU is not (MIG).
+    """
+    for gpu in known:
+        if _bare(gpu["uuid"]) == _bare(uuid):
+            index: int = gpu["gpu_index"]
+            return index
+    told = ", ".join(gpu["uuid"] for gpu in known) or "no UUID"
+    raise MeasureError(
+        f"energy: {device} is {uuid} for CUDA, and its driver tells only {told}: what it takes is "
+        "not known; leave the energy cases out with -m 'not energy'"
+    )
+
+
+def _bare(uuid: str) -> str:
+    """CUDA leaves out the `GPU-` that NVML writes before it."""
+    return uuid.lower().removeprefix("gpu-")
 
 
 def parts_of(tracker: Any, data: Any) -> list[Part]:
@@ -211,7 +277,7 @@ def parts_of(tracker: Any, data: Any) -> list[Part]:
 
 def _part(hardware: Any, data: Any) -> Part:
     match type(hardware).__name__:
-        case "GPU":
+        case "GPU":  # of which there is at least one: see `_set_up`
             devices = [d for d in hardware.devices.devices if d.gpu_index in hardware.gpu_ids]
             kind = "NVML" if "Nvidia" in type(devices[0]).__name__ else "the driver"
             if any(device._use_power_fallback for device in devices):

@@ -129,12 +129,13 @@ def _tidy() -> None:
 
 def _import_all(job: Job) -> None:
     """The code that loading and quantizing need is no part of what they take."""
+    from bitgate.quantize import warm
     from bitgate.sources import fetch_config
     from bitgate.sources.architecture import skeleton
 
     skeleton(fetch_config(job.model), job.model.task)
-    if job.recipe is not None and job.method == "hqq":
-        import hqq.core.quantize  # noqa: F401
+    if job.recipe is not None:
+        warm(job.method)
 
 
 def _read(job: Job) -> dict[str, Inputs]:

@@ -1,8 +1,8 @@
 """The most memory that this process had between two moments, and how that is known.
 
 On a CPU it is the resident set. Linux keeps its high-water mark, and lets a process reset it
-(proc_pid_clear_refs(5), since 2.6.22); elsewhere the largest since the process began has to do
-(getrusage(2)), or samples. On an accelerator torch's allocator keeps count itself.
+(proc_pid_clear_refs(5), since 2.6.22); elsewhere samples have to do, and the largest since the
+process began (getrusage(2)) where it grew. On an accelerator torch's allocator keeps count itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from bitgate.measure.measurement import UnavailableError
 
 PROC = Path("/proc/self")
 INTERVAL = 0.002  #: seconds between two samples
-#: how much the process may have shrunk before what getrusage(2) says is of another process: it
-#: outlives exec(2), so a small process may begin with the maximum of whoever started it
-INHERITED = 1.05
 
 
 class Meter(Protocol):
@@ -51,7 +48,7 @@ def meter(device: str) -> Meter:
 def resident(proc: Path) -> Meter:
     """Of the resident set, by what `proc` allows, which is usually /proc/self."""
     lacking = []
-    for kind in (HighWaterMark, LargestEver, Samples):
+    for kind in (HighWaterMark, Samples):
         try:
             return kind(proc)
         except (OSError, ValueError, ImportError, UnavailableError) as error:
@@ -79,44 +76,22 @@ class HighWaterMark:
         return _status(self._proc, "VmHWM")
 
 
-class LargestEver:
-    """The largest resident set of the process so far, which cannot be reset: it is that of a phase
-    if it grew in it; else the phase took no more, and what it has at its end is told."""
-
-    how = "ru_maxrss"
-
-    def __init__(self, proc: Path) -> None:
-        import psutil
-
-        self._process = psutil.Process()
-        self._before = 0
-        if (most := _largest_ever()) > INHERITED * self.now():
-            raise UnavailableError(
-                f"{most >> 20} MiB when it began, which may be another process's"
-            )
-        self.start()
-
-    def now(self) -> int:
-        return int(self._process.memory_info().rss)
-
-    def start(self) -> None:
-        self._before = _largest_ever()
-
-    def peak(self) -> int:
-        most = _largest_ever()
-        return most if most > self._before else self.now()
-
-
 class Samples:
-    """A thread that looks every few milliseconds: what is freed again in between, it misses."""
+    """A thread that looks every few milliseconds. What is freed again in between it misses, unless
+    the largest resident set of the process so far (getrusage(2)) grew in the phase: then that is
+    the phase's peak. It outlives exec(2), so one that does not grow may be another process's."""
 
-    how = f"samples every {1000 * INTERVAL:g} ms"
+    how = f"samples every {1000 * INTERVAL:g} ms, ru_maxrss where it grew"
 
     def __init__(self, proc: Path) -> None:
         import psutil
 
-        self._process = psutil.Process()
-        self._most = self.now()
+        try:
+            self._process = psutil.Process()
+            self._most = self.now()
+        except psutil.Error as error:
+            raise UnavailableError(f"psutil: {error}") from None
+        self._before = _largest_ever()
         self._over = Event()
         self._thread: Thread | None = None
 
@@ -125,6 +100,7 @@ class Samples:
 
     def start(self) -> None:
         self.peak()
+        self._before = _largest_ever()
         self._most, self._over = self.now(), Event()
         self._thread = Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -135,6 +111,8 @@ class Samples:
             self._thread.join()
             self._thread = None
         self._most = max(self._most, self.now())
+        if (largest := _largest_ever()) > self._before:
+            self._most = max(self._most, largest)
         return self._most
 
     def _watch(self) -> None:
@@ -192,7 +170,10 @@ def _status(proc: Path, key: str) -> int:
 
 
 def _largest_ever() -> int:
-    import resource
-
+    """Bytes; 0, which never grows, where there is no getrusage(2)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

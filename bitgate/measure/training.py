@@ -25,7 +25,8 @@ from pydantic import Field
 
 from bitgate.catalog import Entry
 from bitgate.measure.launch import ABANDONED
-from bitgate.measure.peak import NoPeakError, Peak
+from bitgate.measure.measurement import UnavailableError
+from bitgate.measure.peak_memory import meter
 from bitgate.measure.speed import timed
 
 if TYPE_CHECKING:
@@ -148,16 +149,18 @@ def run(job: Job, folder: Path, tell: Callable[[int], None]) -> None:
 
     set_progress(lambda report: None)
     torch.set_num_threads(job.threads)
-    peak, no_peak, taken = None, "", None
+    memory, no_peak, before, taken = None, "", 0, None
     try:
-        peak = Peak(job.device)
-    except NoPeakError as error:
+        memory = meter(job.device)
+        memory.start()
+        before = memory.now()
+    except UnavailableError as error:
         no_peak = str(error)
     quantized: Any = method(job.method).load(job.quantized, job.device)
     tokens = load_file(job.tokens)["tokens"]
     trained = train(quantized.module, quantized.layers, tokens, job.settings, tell)
-    if peak is not None:
-        taken = peak.taken() / MIB
+    if memory is not None:
+        taken = (memory.peak() - before) / MIB
     trained.module.save_pretrained(folder)
     record = Record(losses=trained.losses, seconds=trained.seconds, peak_mib=taken, no_peak=no_peak)
     (folder / RECORD).write_text(json.dumps(record), "utf-8")

@@ -63,7 +63,7 @@ def memory(
 
 
 def _batch(case: Case) -> int:
-    """The smallest first: where peaks cannot be reset, only what grows is seen."""
+    """The smallest first: where peaks cannot be reset, what grows is seen best."""
     assert isinstance(case.workload, MemoryWorkload)
     return case.workload.batch
 
@@ -72,7 +72,7 @@ def energy(session: Session, shelf: Shelf, case: Case, execution: Execution, kep
     """In this process: the cell is quantized once more, for its energy, and then kept."""
     from bitgate.measure.energy import energy, evaluating
     from bitgate.measure.energy_meter import EnergyMeter
-    from bitgate.quantize import method
+    from bitgate.quantize import method, warm
 
     workload, cell, alone = case.workload, case.cell, session.quiet.alone
     assert isinstance(workload, EnergyWorkload)
@@ -90,6 +90,7 @@ def energy(session: Session, shelf: Shelf, case: Case, execution: Execution, kep
         def quantize() -> None:
             made.append(method(cell.recipe.method).quantize(base, cell.recipe, dtype))
 
+        warm(cell.recipe.method)
         with alone():
             used = meter().measure(quantize)
         shelf.keep(made.pop())

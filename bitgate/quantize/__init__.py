@@ -6,7 +6,7 @@ during collection, so whatever is heavy is imported inside the functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -116,6 +116,14 @@ def method(name: str) -> Method:
     return import_module(METHODS[name])
 
 
+def warm(name: str) -> None:
+    """Import the libraries that a method quantizes with, as that is no part of what quantizing
+    takes: its module's own `warm`, if it has one."""
+    own: Callable[[], None] | None = getattr(method(name), "warm", None)
+    if own is not None:
+        own()
+
+
 def own_kernels(name: str) -> tuple[str, ...]:
     """The kernels that a method brings along."""
     return method(name).OWN_KERNELS
@@ -147,4 +155,5 @@ __all__ = [
     "own_kernels",
     "recipe_types",
     "shapes_of",
+    "warm",
 ]

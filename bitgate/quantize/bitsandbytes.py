@@ -220,6 +220,11 @@ def stored(linear: LinearShape, recipe: BitsAndBytesRecipe, floats: str) -> Stor
 # --- quantizing ----------------------------------------------------------------------------
 
 
+def warm() -> None:
+    """Import what `quantize` needs."""
+    _library()
+
+
 def quantize(
     model: LoadedModel, recipe: BitsAndBytesRecipe, dtype: torch.dtype
 ) -> BitsAndBytesModel:

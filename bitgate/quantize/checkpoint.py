@@ -149,6 +149,12 @@ def predicted_bytes(
     return None
 
 
+def warm() -> None:
+    """Import what `quantize` needs."""
+    import transformers.quantizers.auto  # noqa: F401
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+
 def quantize(model: LoadedModel, recipe: CheckpointRecipe, dtype: torch.dtype) -> Checkpoint:
     """Load the checkpoint, where the base `model` is, after holding it against it."""
     found = fetch(recipe)

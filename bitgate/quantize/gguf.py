@@ -96,6 +96,15 @@ def _blaming(recipe: GgufRecipe, shapes: ModelShapes) -> Any:
         raise QuantizeError(f"recipe {recipe.name}: {error}") from None
 
 
+def warm() -> None:
+    """Import what `quantize` needs."""
+    import gguf  # noqa: F401
+
+    from bitgate.kernels.llama_cpp import library
+
+    library()
+
+
 def quantize(model: LoadedModel, recipe: GgufRecipe, dtype: torch.dtype) -> GgufModel:
     """Export the model as 16-bit floats and let llama.cpp quantize that file, on as many threads
     as torch has."""

@@ -212,6 +212,12 @@ def _served_bytes(grouping: Grouping, linear: LinearShape, kernel: str) -> int:
 # --- quantizing ----------------------------------------------------------------------------
 
 
+def warm() -> None:
+    """Import what `quantize` needs."""
+    with _library():
+        import gptqmodel.models.auto  # noqa: F401
+
+
 def quantize(model: LoadedModel, recipe: GptqRecipe, dtype: torch.dtype) -> ReplacedModel:
     """Quantize the layers of a model as the recipe says; everything else is shared with it.
 

@@ -252,6 +252,11 @@ def predicted_bytes(shapes: ModelShapes, recipe: HqqRecipe, kernel: str, element
 # --- quantizing ----------------------------------------------------------------------------
 
 
+def warm() -> None:
+    """Import what `quantize` needs."""
+    import hqq.core.quantize  # noqa: F401
+
+
 def quantize(model: LoadedModel, recipe: HqqRecipe, dtype: torch.dtype) -> ReplacedModel:
     """Quantize the layers of a model as the recipe says; everything else is shared with it.
 

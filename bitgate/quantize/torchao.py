@@ -92,6 +92,11 @@ def stored(linear: LinearShape, floats: str) -> StoredLayer:
     )
 
 
+def warm() -> None:
+    """Import what `quantize` needs."""
+    import torchao.quantization  # noqa: F401
+
+
 def quantize(model: LoadedModel, recipe: TorchaoRecipe, dtype: torch.dtype) -> TorchaoModel:
     """Give the layers that the recipe chooses weights of torchao's; everything else is shared."""
     layers = {linear.name: None for linear in recipe.selected(shapes_of(model.module))}

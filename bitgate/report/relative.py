@@ -7,6 +7,7 @@ does not have, as time to quantize, is as it was measured.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +70,8 @@ def tables(cells: Sequence[CellResults]) -> list[RelativeTable]:
 def _table(model: str, cells: Sequence[CellResults]) -> RelativeTable:
     rows: list[tuple[str, Sequence[str]]] = []
     for quantity in QUANTITIES:
-        for which in _workloads(cells, quantity):
-            texts = [_text(_record(cell, quantity, which), quantity) for cell in cells]
+        for which, name in _workloads(cells, quantity).items():
+            texts = [_text(_record(cell, quantity, name), quantity) for cell in cells]
             if any(text != NONE for text in texts):
                 rows.append((", ".join(filter(None, (quantity.title, which))), texts))
     by = {
@@ -83,13 +84,19 @@ def _table(model: str, cells: Sequence[CellResults]) -> RelativeTable:
     return RelativeTable(model, [cell.name for cell in cells], rows, [f"energy: {b}" for b in by])
 
 
-def _workloads(cells: Sequence[CellResults], quantity: Quantity) -> list[str]:
-    """`batch 1`, `batch 32`: what tells a kind's workloads apart, the smallest batch first. What
-    quantizing takes does not depend on it, and is told once."""
+def _workloads(cells: Sequence[CellResults], quantity: Quantity) -> dict[str, str | None]:
+    """What tells a kind's workloads apart, the smallest batch first, and the name of each: its
+    batch, `batch 32`, or its name where several have that batch. What quantizing takes does not
+    depend on it, and is told once, of any."""
     if quantity.base is None:
-        return [""]
+        return {"": None}
     records = [record for cell in cells for record in cell.of(quantity.kind)]
-    return list(dict.fromkeys(map(_which, sorted(records, key=_batch))))
+    batches = {_name(record): _batch(record) for record in sorted(records, key=_batch)}
+    alike = Counter(batches.values())
+    return {
+        f"batch {batch}" if batch and alike[batch] == 1 else name: name
+        for name, batch in batches.items()
+    }
 
 
 def _batch(record: Record) -> int:
@@ -97,18 +104,16 @@ def _batch(record: Record) -> int:
     return batch if isinstance(batch, int) else 0
 
 
-def _which(record: Record) -> str:
-    if batch := _batch(record):
-        return f"batch {batch}"
+def _name(record: Record) -> str:
     return str(record.workload.get("name", ""))
 
 
-def _record(cell: CellResults, quantity: Quantity, which: str) -> Record | None:
+def _record(cell: CellResults, quantity: Quantity, name: str | None) -> Record | None:
     return next(
         (
             record
             for record in cell.of(quantity.kind)
-            if quantity.metric in record.metrics and (not which or _which(record) == which)
+            if quantity.metric in record.metrics and name in (None, _name(record))
         ),
         None,
     )

@@ -5,14 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+from threading import Event
 from time import monotonic, process_time, sleep
 
 import pytest
 
 from bitgate.catalog import CatalogError
-from bitgate.catalog.energy import EnergySettings, read_energy
+from bitgate.catalog.energy import EnergySettings, _countries, read_energy
 from bitgate.measure.energy_meter import COUNTERS, EnergyMeter, Part, intensity, used
-from bitgate.measure.measurement import MeasureError
+from bitgate.measure.measurement import MeasureError, UnavailableError
 
 MIX = "56 g/kWh, FRA"
 
@@ -78,9 +79,10 @@ def test_the_mix_of_a_country():
     assert intensity(EnergySettings()) == (475, "475 g/kWh, the world's average")
 
 
-def test_a_country_that_nobody_knows():
-    with pytest.raises(CatalogError, match=r"country: codecarbon knows no 'FRX'; did you mean 'F"):
-        intensity(EnergySettings(country="FRX"))
+def test_the_countries_are_those_that_codecarbon_knows():
+    from codecarbon.input import DataSource
+
+    assert _countries() == list(DataSource().get_global_energy_mix_data())
 
 
 # --- what a figure is ----------------------------------------------------------------------
@@ -116,14 +118,35 @@ def test_a_gpu_that_takes_nothing_is_an_error(source):
         used([RAM, LOAD, nothing], 2.5, "cuda:0", 56, MIX)
 
 
-def test_a_gpu_that_nobody_watches_is_an_error():
-    with pytest.raises(MeasureError, match="nothing tells what cuda:0 takes"):
+def test_a_gpu_that_nobody_watches_is_unavailable():
+    with pytest.raises(UnavailableError, match="unavailable: nothing tells what cuda:0 takes"):
         used([RAM, LOAD], 2.5, "cuda:0", 56, MIX)
+
+
+def test_a_gpu_that_nobody_watches_is_said_before_anything_is_measured(monkeypatch):
+    from codecarbon.core import gpu, hardware_cache
+
+    monkeypatch.setattr("bitgate.measure.energy_meter._synchronize", lambda device: None)
+    for found in (False, True):  # with the driver's programs, but without nvidia-ml-py
+        monkeypatch.setattr(gpu, "is_nvidia_system", lambda found=found: found)
+        hardware_cache.clear_cache()
+        with pytest.raises(UnavailableError, match="nothing tells what cuda:0 takes"):
+            EnergyMeter(EnergySettings(), "cuda:0")
+    hardware_cache.clear_cache()
 
 
 def test_a_counter_of_the_cpu_that_stands_still_is_an_error():
     with pytest.raises(MeasureError, match="error of measurement"):
         used([RAM, Part("CPU", 0.0, "counter", "CPU by RAPL")], 2.5, "cpu", 56, MIX)
+
+
+def test_a_counter_of_the_cpu_that_stands_still_beside_a_gpu_is_left_out():
+    found = used([RAM, Part("CPU", 0.0, "counter", "CPU by RAPL"), GPU], 10, "cuda:0", 56, MIX)
+    assert found.kwh == pytest.approx(3e-4)
+    assert found.source == (
+        "measured: GPU by NVML's counter; without RAM 20 W, constant (2e-05 kWh), "
+        f"CPU by RAPL (0 kWh); {MIX}"
+    )
 
 
 def test_parts_are_named_by_their_instrument():
@@ -152,6 +175,59 @@ def test_parts_are_named_by_their_instrument():
     assert parts_of(tracker, data)[0].source == "readings"
 
 
+@pytest.fixture
+def rapl(tmp_path, monkeypatch):
+    """A machine whose CPU has a counter of 100 J; a function that sets it, in J."""
+    from codecarbon.core import hardware_cache
+    from codecarbon.core.resource_tracker import ResourceTracker
+    from codecarbon.external.hardware import CPU
+
+    domain = tmp_path / "rapl" / "intel-rapl:0"
+    domain.mkdir(parents=True)
+    (domain / "name").write_text("package-0")
+    (domain / "max_energy_range_uj").write_text("100000000")
+
+    def count(joules):
+        (domain / "next").write_text(f"{1e6 * joules:.0f}")
+        (domain / "next").replace(domain / "energy_uj")
+
+    def found(tracker):
+        cpu = CPU("", "intel_rapl", "a CPU", 85, str(domain.parent), tracking_mode="process")
+        tracker.tracker._hardware.append(cpu)
+        return True
+
+    count(0)
+    monkeypatch.setattr(ResourceTracker, "_try_platform_cpu_backend", found)
+    hardware_cache.clear_cache()
+    yield count
+    hardware_cache.clear_cache()
+
+
+def test_a_counter_is_read_whatever_constants_are_configured(rapl):
+    meter = EnergyMeter(EnergySettings(cpu_watts=65.0), "cpu")
+    found = meter.measure(lambda: rapl(36.0))
+    assert found.kwh == pytest.approx(1e-5)
+    assert found.source.startswith("measured: CPU by RAPL; without RAM")
+
+
+def test_a_counter_that_begins_anew_several_times_is_read_in_between(rapl, monkeypatch):
+    monkeypatch.setattr("bitgate.measure.energy_meter.READ_EVERY", 0.05)
+
+    meter, seen = EnergyMeter(EnergySettings(), "cpu"), Event()
+    read = meter._tracker._measure_power_and_energy
+    monkeypatch.setattr(meter._tracker, "_measure_power_and_energy", lambda: (read(), seen.set()))
+
+    def work():
+        for joules in (90, 70, 50, 30):  # of 100: 330 J in all
+            rapl(joules)
+            for _ in range(2):  # the first may have begun before
+                seen.clear()
+                assert seen.wait(60)
+
+    found = meter.measure(work)
+    assert found.kwh * 3.6e6 == pytest.approx(330)
+
+
 def test_counters_are_called_as_codecarbon_calls_them():
     from codecarbon.external.hardware import CPU
 
@@ -162,6 +238,84 @@ def test_counters_are_called_as_codecarbon_calls_them():
         vars(cpu)["_mode"] = mode
         described.append(cpu.description())
     assert described == list(COUNTERS)
+
+
+def test_without_proc_it_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"unavailable: codecarbon cannot be set up: \w"):
+        EnergyMeter(EnergySettings(), "cpu")
+
+
+# --- which GPU -----------------------------------------------------------------------------
+
+SLOW, FAST = "GPU-8a3b1234-0000-4000-8000-000000000001", "GPU-9b3b1234-0000-4000-8000-000000000002"
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Of which NVML calls the slower 0, and CUDA the faster, the only one that is visible."""
+    from types import SimpleNamespace
+
+    from codecarbon.core import gpu, hardware_cache
+    from codecarbon.core.units import Energy, Power
+    from codecarbon.external import hardware
+
+    class NvidiaGPUDevice(SimpleNamespace):
+        _use_power_fallback = False
+
+        def emit_selection_warning(self):
+            pass
+
+    class AllGPUDevices:
+        def __init__(self):
+            uuids = (SLOW, FAST)
+            self.devices = [NvidiaGPUDevice(gpu_index=n, uuid=u) for n, u in enumerate(uuids)]
+            self.device_count = 2
+
+        def get_gpu_static_info(self):
+            return [{"name": "a GPU", **vars(device)} for device in self.devices]
+
+        get_gpu_details = get_gpu_static_info
+
+        def get_gpu_utilization_list(self):
+            return []
+
+        def sample_power(self, gpu_ids):
+            pass
+
+        def get_delta(self, duration):
+            return [
+                {
+                    "gpu_index": device.gpu_index,
+                    "delta_energy_consumption": Energy(1.0 + device.gpu_index),
+                    "power_usage": Power(0.1),
+                }
+                for device in self.devices
+            ]
+
+    cuda = SimpleNamespace(uuid=FAST.removeprefix("GPU-"))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: cuda)
+    monkeypatch.setattr("bitgate.measure.energy_meter._synchronize", lambda device: None)
+    monkeypatch.setattr(hardware, "AllGPUDevices", AllGPUDevices)
+    monkeypatch.setattr(gpu, "is_nvidia_system", lambda: True)
+    hardware_cache.clear_cache()
+    yield cuda
+    hardware_cache.clear_cache()
+
+
+@pytest.mark.parametrize("visible", [None, "1", FAST, FAST[:12]])
+def test_the_gpu_that_works_is_the_one_that_is_watched(gpus, monkeypatch, visible):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = EnergyMeter(EnergySettings(), "cuda:0").measure(lambda: None)
+    assert found.kwh == 2.0
+    assert found.source.startswith("measured: GPU by NVML's counter; without ")
+
+
+def test_a_gpu_that_the_driver_does_not_tell_is_an_error(gpus):
+    gpus.uuid = "MIG-1"
+    with pytest.raises(MeasureError, match=f"cuda:0 is MIG-1 for CUDA.* only {SLOW}, {FAST}: "):
+        EnergyMeter(EnergySettings(), "cuda:0")
 
 
 # --- silent, offline, without a trace ------------------------------------------------------
@@ -230,6 +384,8 @@ def test_the_environment_overrides_the_file(tmp_path):
     ("text", "environment", "said"),
     [
         ('[energy]\ncountry = "France"\n', {}, r"energy.toml: \[energy\]: country: .*'France'"),
+        ('[energy]\ncountry = "FRX"\n', {}, r"energy.toml: .* no such country; did you mean 'F"),
+        ("", {"BITGATE_ENERGY_COUNTRY": "FRX"}, r"BITGATE_ENERGY_COUNTRY: .*no such country"),
         ("[energy]\ncpu_watts = 0\n", {}, r"cpu_watts: .*greater than 0"),
         ("[energy]\npue = 0.5\n", {}, r"pue: .*greater than or equal to 1"),
         ("[energy]\nwatts = 5\n", {}, r"watts: unknown key; did you mean"),

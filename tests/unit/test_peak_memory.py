@@ -7,7 +7,7 @@ import pytest
 
 from bitgate.measure import peak_memory
 from bitgate.measure.measurement import UnavailableError
-from bitgate.measure.peak_memory import PROC, HighWaterMark, LargestEver, Samples, resident
+from bitgate.measure.peak_memory import PROC, HighWaterMark, Samples, resident
 
 MIB = 2**20
 #: a process that allocates 400 MiB, frees them, then allocates 100 MiB, and prints both peaks
@@ -40,25 +40,26 @@ def test_each_phase_has_a_peak_of_its_own(kind):
     assert known(kind.__name__) == pytest.approx([400, 100], rel=0.05)
 
 
-def test_the_largest_ever_is_that_of_what_grew():
-    """What needs less than an earlier phase cannot be seen: then its end is told, when all is
-    free again."""
-    first, second = known("LargestEver")
-    assert first == pytest.approx(400, rel=0.05)
-    assert abs(second) < 20
+def test_what_is_gone_between_two_samples_is_seen_where_the_largest_ever_grew(monkeypatch):
+    monkeypatch.setattr(peak_memory, "INTERVAL", 3600.0)
+    largest = [500 << 40]
+    monkeypatch.setattr(peak_memory, "_largest_ever", lambda: largest[-1])
+    meter = Samples(PROC)
+    meter.start()
+    largest.append(600 << 40)
+    assert meter.peak() == 600 << 40
+    meter.start()
+    assert meter.peak() < 1 << 40  # it did not grow, so it is of an earlier phase, or process
 
 
-def test_the_largest_of_another_process_is_not_taken_for_ones_own(monkeypatch):
-    monkeypatch.setattr(peak_memory, "_largest_ever", lambda: 1 << 50)
-    with pytest.raises(UnavailableError, match="may be another process's"):
-        LargestEver(PROC)
-
-
-def test_the_best_there_is_is_chosen(tmp_path, monkeypatch):
+def test_the_best_there_is_is_chosen(tmp_path):
     assert isinstance(resident(PROC), HighWaterMark)
-    monkeypatch.setattr(peak_memory, "_largest_ever", lambda: 1)
-    assert isinstance(resident(tmp_path), LargestEver)  # no such files there
-    monkeypatch.setattr(peak_memory, "_largest_ever", lambda: 1 << 50)
+    assert isinstance(resident(tmp_path), Samples)  # no such files there
+
+
+def test_a_mark_that_cannot_be_reset_is_not_taken(tmp_path):
+    (tmp_path / "status").write_text("VmRSS:\t 10 kB\nVmHWM:\t 99 kB\n")
+    (tmp_path / "clear_refs").mkdir()  # which cannot be written, even by root
     assert isinstance(resident(tmp_path), Samples)
 
 
@@ -70,7 +71,13 @@ def test_without_any_it_says_why(tmp_path, monkeypatch):
     with pytest.raises(UnavailableError) as error:
         resident(tmp_path)
     assert "no peak of memory can be had here: VmHWM:" in str(error.value)
-    assert "ru_maxrss: psutil: /proc is hidden" in str(error.value)
+    assert "ru_maxrss where it grew: psutil: /proc is hidden" in str(error.value)
+
+
+def test_without_proc_it_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="grew: psutil: "):
+        resident(tmp_path)
 
 
 def test_a_status_without_the_mark(tmp_path):

@@ -97,6 +97,23 @@ def test_rows_are_quantities_and_columns_are_recipes(run, show):
     assert lines[-1] == "- energy: modelled: constants"
 
 
+def test_workloads_of_one_batch_are_told_apart_by_their_names(runs, show):
+    def case(name, batch, peak):
+        record, columns = runs.sizes(f"memory[m-hqq-{name}]", size_mib=1.0)
+        metrics = [Metric("peak_evaluate_mib", peak), Metric("base_peak_evaluate_mib", 100.0)]
+        record["metrics"] = {metric.name: metric.record() for metric in metrics}
+        record["workload"] = {"kind": "memory", "name": name, "batch": batch}
+        return {**record, "model": "m", "recipe": {"name": "hqq", "method": "hqq"}}, columns
+
+    runs.save(case("one", 1, 90.0), case("short-b32", 32, 50.0), case("long-b32", 32, 150.0))
+    rows = [line for line in show("--format", "markdown").output.splitlines() if "peak" in line]
+    assert sorted(rows) == [
+        "| peak memory, batch 1 | -10.0 % |",
+        "| peak memory, long-b32 | +50.0 % |",
+        "| peak memory, short-b32 | -50.0 % |",
+    ]
+
+
 def test_on_the_terminal_the_same(run, show):
     shown = show().output
     assert "peak memory, batch 32" in shown
