@@ -266,7 +266,7 @@ def _dataset(text: str, known: Catalog, tokens: int | None, bos: bool) -> Datase
 def _cut(model: Model, text: Dataset) -> None:
     """Cut one's own text, or so many tokens of another, as the run will, which finds the tokens in
     the cache: what is too short is known before anything is loaded, and said by options."""
-    from bitgate.sources.models import read_tokenizer
+    from bitgate.sources.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(model.tokenizer or fetch_model(model))
     if tokenizer is None:

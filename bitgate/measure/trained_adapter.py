@@ -1,5 +1,6 @@
 """An adapter that is trained once, by a process of its own, and kept under a key of all that made
-it: the weights, how they were quantized, the text, the settings, the versions."""
+it: the weights, how they were quantized and calibrated with which text, the text to train on, the
+settings, the versions."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ from bitgate.measure.launches import PATIENCE
 from bitgate.measure.measurement import MeasureError
 from bitgate.measure.training import RECORD, STEP, Job, Record, Settings
 from bitgate.quantize import method
-from bitgate.sources import SourceError, Windows, once, track
+from bitgate.sources import (
+    LoadedModel,
+    SourceError,
+    Windows,
+    load_documents,
+    once,
+    track,
+    windows,
+)
 
 if TYPE_CHECKING:
     import subprocess
@@ -47,7 +56,7 @@ class TrainedAdapter:
 
 def trained_adapter(
     start: Callable[[], Quantized],
-    weights: str,
+    model: LoadedModel,
     recipe: Recipe,
     text: Windows,
     workload: FinetuneWorkload,
@@ -55,8 +64,7 @@ def trained_adapter(
 ) -> TrainedAdapter:
     """The adapter that `workload` asks for, trained on what `start` gives, if it has not been.
 
-    `start` gives the weights with the fingerprint `weights` quantized by `recipe`; `text` are the
-    windows to train on. One that was
+    `start` gives `model` quantized by `recipe`; `text` are the windows to train on. One that was
     trained with other threads has other step times, so it counts as another one.
 
     Raises:
@@ -76,8 +84,9 @@ def trained_adapter(
     extra = method(recipe.method).EXTRA
     key = (
         str(FORMAT),
-        weights,
+        model.fingerprint,
         recipe.model_dump_json(),
+        *_calibrated_with(model, recipe),
         text.fingerprint,
         settings.model_dump_json(),
         execution.device.split(":")[0],
@@ -107,6 +116,17 @@ def trained_adapter(
     folder = once(AREA, *key, build=build, label=label)
     record: Record = json.loads((folder / RECORD).read_text("utf-8"))
     return TrainedAdapter(folder, key, record)
+
+
+def _calibrated_with(model: LoadedModel, recipe: Recipe) -> list[str]:
+    """What the recipe's texts hold now: the recipe says only where they lie. Without a tokenizer
+    none can be read, as whoever quantizes says."""
+    if model.tokenizer is None:
+        return []
+    return [
+        windows(text, model.tokenizer, load_documents(text)).fingerprint
+        for text in recipe.calibration_texts()
+    ]
 
 
 def _run(job: Job, inside: Path, folder: Path, label: str) -> None:

@@ -92,7 +92,7 @@ class Tuned:
     def _trained(self) -> TrainedAdapter:
         return trained_adapter(
             lambda: self._start,
-            self.model.fingerprint,
+            self.model,
             self._start_recipe,
             self.training,
             self.workload,

@@ -250,7 +250,7 @@ def _refuse_another_model(directory: Path, model: LoadedModel) -> None:
     told = list(differences(model.module.config.to_dict(), config))
     if told:
         raise QuantizeError(f"{directory} is of another model than the base: {'; '.join(told)}")
-    from bitgate.sources.models import read_tokenizer
+    from bitgate.sources.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(directory)
     if tokenizer is not None and model.tokenizer is not None:

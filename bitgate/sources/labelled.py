@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bitgate.catalog import LabelledDataset, nearest
 from bitgate.sources.errors import SourceError, blaming
+from bitgate.sources.tokenizer import made_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,11 +51,12 @@ class LabelledItems:
 
 
 def load_items(dataset: LabelledDataset, part: Part = "evaluated") -> LabelledItems:
-    """The items of one part; no item is in two of them, nor is an equal one.
+    """The items of one part; no item is in two of them, nor is one that counts as the same: an
+    equal image, a text of the same letters and digits in any case.
 
     Raises:
-        SourceError: if the source cannot be read, has a label outside of the classes, or too few
-            items.
+        SourceError: if the source cannot be read, has a label outside of the classes, a text that
+            is not Unicode, or too few items.
     """
     label = f"labelled {dataset.name}"
     with blaming(label):
@@ -66,20 +70,21 @@ def load_items(dataset: LabelledDataset, part: Part = "evaluated") -> LabelledIt
         source = dataset.training if elsewhere and dataset.training else dataset.source
         records = Records(*read(dataset, source, label))
         _refuse_labels(dataset, records)
+        _refuse_half_characters(records)
         drawn = _drawn(dataset, records)
         if elsewhere:  # never what is evaluated, even where two sources share items
-            evaluated = load_items(dataset)
-            seen = {_key(one) for one in evaluated.inputs}
-            drawn = [number for number in drawn if _key(records.inputs[number]) not in seen]
+            seen = {_form(one) for one in load_items(dataset).inputs}
+            drawn = [number for number in drawn if _form(records.inputs[number]) not in seen]
         chosen = _part(dataset, drawn, part, elsewhere)
         return _items(dataset, records, chosen)
 
 
 def shared_item(lessons: LabelledItems, exam: LabelledItems) -> str | None:
-    """An item that is in both, for a message; None if there is none. Labels do not count."""
-    learned = {_key(one) for one in lessons.inputs}
+    """An item of `exam` that counts as the same as one of `lessons`, for a message; None if there
+    is none. Labels do not count."""
+    learned = {_form(one) for one in lessons.inputs}
     for number, one in zip(exam.numbers, exam.inputs, strict=True):
-        if _key(one) in learned:
+        if _form(one) in learned:
             return repr(one) if isinstance(one, str) else f"number {number}"
     return None
 
@@ -121,14 +126,43 @@ def _refuse_labels(dataset: LabelledDataset, records: Records) -> None:
             )
 
 
-def _drawn(dataset: LabelledDataset, records: Records) -> list[int]:
-    """Different items in an order of hashes, which is the same on every machine."""
-    first: dict[bytes, int] = {}
+def _refuse_half_characters(records: Records) -> None:
+    """JSON can spell half of a character that takes two code units, which nothing can hash or
+    tokenize; whatever format it comes from, it is refused here."""
     for number, one in enumerate(records.inputs):
-        first.setdefault(_key(one), number)
+        if isinstance(one, str) and re.search("[\ud800-\udfff]", one):
+            raise SourceError(
+                f"item {number}: its text is not Unicode, it has half of a character (a lone "
+                f"surrogate): {one!a:.200}; mend the text"
+            )
+
+
+def _drawn(dataset: LabelledDataset, records: Records) -> list[int]:
+    """Different items in an order of hashes of their contents: the same on every machine, whatever
+    the order of the file.
+
+    Of items that count as the same the first in this order is drawn, with its own label, even where
+    the others' differ; of equal ones with several labels, the one whose label comes first by hash.
+    """
     seed = f"{dataset.seed}/".encode()
-    ordered = sorted(first.items(), key=lambda found: hashlib.sha256(seed + found[0]).digest())
-    return [number for _, number in ordered]
+    places = []
+    for number, one in enumerate(records.inputs):
+        content = seed + _key(one)
+        label = "" if records.labels is None else str(records.labels[number])
+        places.append([hashlib.sha256(content + end).digest() for end in (b"", label.encode())])
+    first: dict[str | bytes, int] = {}
+    for number in sorted(range(len(places)), key=places.__getitem__):
+        first.setdefault(_form(records.inputs[number]), number)
+    return list(first.values())
+
+
+def _form(one: str | Tensor) -> str | bytes:
+    """What items share that count as the same. Texts: letters, digits and underscores, whatever
+    their case and what stands between them, as a model would know by heart `Anger is UGLY.` once it
+    has learned `Anger is ugly!!!`; the text itself where there are none. Images: every value."""
+    if not isinstance(one, str):
+        return _key(one)
+    return re.sub(r"\W+", "", unicodedata.normalize("NFKC", one).casefold()) or one
 
 
 def _key(one: str | Tensor) -> bytes:
@@ -169,8 +203,11 @@ class EncodedItems:
 
     @property
     def fingerprint(self) -> str:
-        """Of what the model sees."""
-        return f"{self.items.fingerprint}/{self.longest}"
+        """Of what the model sees: items, and for texts how they are tokenized."""
+        known = f"{self.items.fingerprint}/{self.longest}"
+        if self.tokenizer is None:
+            return known
+        return f"{known}/{made_of(self.tokenizer)}/{self.tokenizer.pad_token_id}"
 
     def inputs(self, start: int, stop: int) -> dict[str, Tensor]:
         """What the model is called with: `input_ids` and `attention_mask` int64 [n, length], padded

@@ -30,12 +30,17 @@ from bitgate.sources.memory import check_fits
 from bitgate.sources.quiet import without_bars
 from bitgate.sources.shapes import GENERATOR, random_model
 from bitgate.sources.state_dict import fill, in_order, read_state_dict
+from bitgate.sources.tokenizer import read_tokenizer
 from bitgate.sources.trained import trained_config, trained_directory, training_key
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+#: files of a directory that can change what is loaded: configuration and tokenizer, and weights
+TEXT = (".json", ".model", ".txt")
+WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ def fingerprint(model: Model, dtype: torch.dtype) -> str:
         case TrainedSource():
             parts = ["trained", *training_key(model, source, _base_of(source)[1])]
         case LocalSource() if source.path.is_dir():
-            parts = ["directory", _directory_hashes(source.path)]
+            parts = ["directory", _directory_hashes(source.path, (*TEXT, *WEIGHTS))]
         case PackageSource() | FileSource() | LocalSource():
             if model.format == "gguf":
                 parts = ["gguf", *conversion_key(source)]
@@ -171,15 +176,22 @@ def fingerprint(model: Model, dtype: torch.dtype) -> str:
 
 
 def _base_of(source: TrainedSource) -> tuple[Path | None, str]:
-    """Where the model is whose head is trained, and what it is; None where all of it is."""
-    if source.base is None:
+    """Where the model is whose head is trained, and what it and its tokenizer are; None where all
+    of it is trained."""
+    base = source.base
+    if base is None:
         return None, ""
-    directory = fetch_model(source.base)
+    directory = fetch_model(base)
     if directory is None or not directory.is_dir():
         raise SourceError(
-            f"source.base: {source.base.name} has no directory that transformers could load it from"
+            f"source.base: {base.name} has no directory that transformers could load it from"
         )
-    return directory, fingerprint(source.base, _dtype_of(read_config(source.base, directory)))
+    known = fingerprint(base, _dtype_of(read_config(base, directory)))
+    if base.tokenizer is not None:  # the weights' own directory has none
+        if not base.tokenizer.is_dir():
+            raise SourceError(f"source.base: {base.name}: tokenizer: there is no {base.tokenizer}")
+        known = json.dumps([known, _directory_hashes(base.tokenizer, TEXT)])
+    return directory, known
 
 
 def _label(model: Model) -> str:
@@ -218,26 +230,8 @@ def _from_directory(directory: Path, device: str, dtype: torch.dtype, task: Task
     return module
 
 
-def read_tokenizer(directory: Path | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a directory, if it has one."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-    patterns = ("tokenizer*", "vocab.*", "*.model")
-    if directory is None or not any(any(directory.glob(pattern)) for pattern in patterns):
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    return tokenizer
-
-
-def _directory_hashes(directory: Path) -> dict[str, str]:
-    """The hash of every file that can change what is loaded."""
-    kinds = (".json", ".safetensors", ".bin", ".model", ".txt")
+def _directory_hashes(directory: Path, kinds: tuple[str, ...]) -> dict[str, str]:
+    """The hash of every file of these kinds."""
     return {
         file.relative_to(directory).as_posix(): sha256_of(file)
         for file in sorted(directory.iterdir())

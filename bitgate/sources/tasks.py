@@ -171,7 +171,7 @@ def _refuse_output(name: str, output: str) -> None:
 
 def _questions(task: Any, workload: TaskWorkload) -> list[Question]:
     docs = list(task.eval_docs)
-    names = [_name(doc) for doc in docs]
+    names = [_name(doc, own=workload.dataset is not None) for doc in docs]
     order = list(range(len(docs)))
     if workload.dataset is None:  # own items are drawn already
         order.sort(key=lambda at: hashlib.sha256(f"{workload.seed}/{names[at]}".encode()).digest())
@@ -198,9 +198,11 @@ def _questions(task: Any, workload: TaskWorkload) -> list[Question]:
     ]
 
 
-def _name(doc: Any) -> str:
-    """Of what an item says, if it has no `id` of ours."""
-    content = json.dumps(doc, sort_keys=True, default=str)
+def _name(doc: Any, own: bool) -> str:
+    """An item is known by a hash of all that it says, by which it is found again in other runs: of
+    an `own` one that is text, choices and answer, wherever in the dataset its document stands."""
+    said = {key: value for key, value in doc.items() if key != "document"} if own else doc
+    content = json.dumps(said, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

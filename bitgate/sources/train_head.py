@@ -19,8 +19,10 @@ from bitgate.sources.linear_head import Part, learn
 from bitgate.sources.losses import write_losses
 from bitgate.sources.progress import track
 from bitgate.sources.quiet import without_bars, without_reports
+from bitgate.sources.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -32,8 +34,8 @@ BATCH = 32  #: texts at a time, which does not change their features
 def train_head(
     folder: Path, base: Path, fingerprint: str, source: TrainedSource, label: str
 ) -> None:
-    """Save into `folder` the model in the directory `base` with a head trained on the dataset, its
-    tokenizer, and the losses.
+    """Save into `folder` the model in the directory `base` with a head trained on the dataset, the
+    tokenizer (of that directory, unless `source.base` names one), and the losses.
 
     The features are the last hidden state at each text's last token, as the saved model itself
     takes it. They are kept in the cache under `fingerprint`, which says what the base is, so that
@@ -53,7 +55,8 @@ def train_head(
         )
     if not dataset.train_items:
         raise SourceError(f"labelled {dataset.name}: train_items: it has none to train with")
-    tokenizer = _tokenizer(base)
+    assert source.base is not None
+    tokenizer = _tokenizer(source.base.tokenizer or base)
 
     def part(name: Literal["training", "validation"]) -> Part | None:
         items = load_items(dataset, name)
@@ -77,6 +80,12 @@ def train_head(
         module.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     write_losses(folder, epochs, kept)
+
+
+def reader() -> tuple[str, torch.dtype]:
+    """The device on which the base reads the texts, and the dtype: what features depend on."""
+    device = pick_device("auto")
+    return device, serving_dtype(device)
 
 
 def features(module: nn.Module, items: EncodedItems, label: str) -> Tensor:
@@ -110,8 +119,7 @@ def _features_once(
     """The same, from the cache where they are in it; `module` loads the model otherwise."""
     from safetensors.torch import load_file, save_file
 
-    device = pick_device("auto")
-    dtype = serving_dtype(device)
+    device, dtype = reader()
 
     def build(folder: Path) -> None:
         found = features(module().to(device, dtype), items, label)
@@ -127,15 +135,13 @@ def _reordered(items: LabelledItems, order: list[int]) -> LabelledItems:
     return replace(items, inputs=[items.inputs[number] for number in order])
 
 
-def _tokenizer(base: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            base, local_files_only=True, trust_remote_code=False
+def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    tokenizer = read_tokenizer(directory)
+    if tokenizer is None:
+        raise SourceError(
+            f"source.base: {directory} has no tokenizer; give the base `tokenizer`, a directory "
+            "that has one"
         )
-    except (OSError, ValueError) as error:
-        raise SourceError(f"source.base: {base} has no tokenizer: {error}") from error
     if tokenizer.pad_token is None:  # masked wherever it stands, so any token will do
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer

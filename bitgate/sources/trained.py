@@ -45,16 +45,29 @@ def trained_directory(
 
 
 def training_key(model: Model, source: TrainedSource, fingerprint: str) -> list[str]:
-    """Everything that determines the weights."""
+    """Everything that determines the weights, and what the model calls its classes."""
+    dataset = source.dataset
     settings = source.model_dump(mode="json", exclude={"base", "dataset"})
-    items = [load_items(source.dataset, part).fingerprint for part in ("training", "validation")]
+    items = [load_items(dataset, part).fingerprint for part in ("training", "validation")]
     versions = {name: version(name) for name in ("torch", "transformers")}
+    content = [settings, model.config, dataset.longest, list(dataset.classes), versions]
     return [
         str(FORMAT),
         fingerprint,
-        json.dumps([settings, model.config, source.dataset.longest, versions], sort_keys=True),
+        json.dumps(content, sort_keys=True),
+        *_read_on(source),
         *items,
     ]
+
+
+def _read_on(source: TrainedSource) -> list[str]:
+    """Device and dtype of the features that a head learns from; a whole model has none, it is
+    trained on the CPU wherever it is."""
+    if source.base is None:
+        return []
+    from bitgate.sources.train_head import reader
+
+    return [str(one) for one in reader()]
 
 
 def trained_config(

@@ -15,6 +15,7 @@ from bitgate.measure import base_classes
 from bitgate.measure.base import BaseModel
 from bitgate.measure.base_classes import AREA, BLOCK
 from bitgate.measure.classification import paired_predictions
+from bitgate.sources import EncodedItems
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +203,7 @@ def test_only_what_is_evaluated_costs_the_base(base, quantized, labelled_texts, 
 
 
 def test_the_bases_answers_are_kept_by_weights_and_items(
-    classifier, execution, labelled_texts, cache, monkeypatch
+    classifier, execution, labelled_texts, by_word, cache, monkeypatch
 ):
     asked = []
     original = BaseModel.classify
@@ -229,5 +230,11 @@ def test_the_bases_answers_are_kept_by_weights_and_items(
     assert len(asked) == 2
     asked.clear()
     base.classes(labelled_texts(40, seed=1, longest=5), 0, 40)  # what the model sees is cut
+    assert len(asked) == 2
+    asked.clear()
+    again, other = labelled_texts(40, seed=1), by_word(words=100)
+    base.classes(EncodedItems(again.items, by_word(), again.longest), 0, 40)
+    assert not asked, "made alike"
+    base.classes(EncodedItems(again.items, other, again.longest), 0, 40)
     assert len(asked) == 2
     assert base_classes.FILE in {path.name for path in cache.glob("*/*")}

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from bitgate.sources import SourceError
 LACKING = [name for name in ("peft", "bitsandbytes") if find_spec(name) is None]
 needs_them = pytest.mark.skipif(bool(LACKING), reason="pip install 'bitgate[finetune]'")
 SETTINGS = Settings(steps=8, batch=2, learning_rate=1e-2, rank=4, seed=0)
+NF4 = {"method": "bitsandbytes", "type": "nf4"}
 TOKENS = torch.arange(24).reshape(2, 12)
 
 
@@ -214,18 +216,19 @@ def test_the_scale_is_alpha_over_rank(trained):
 
 
 @pytest.fixture
-def once(monkeypatch, tmp_path, nf4, text, execution):
+def once(monkeypatch, tmp_path, nf4, text, execution, loaded):
     """Trains in a process that `code` takes the place of."""
     monkeypatch.setenv("BITGATE_CACHE", str(tmp_path / "cache"))
 
-    def make(code=None, text=text, **changes):
+    def make(code=None, text=text, recipe=NF4, model=(), run=(), **changes):
         if code is not None:
             script = tmp_path / "stand_in.py"
             script.write_text(code)
             monkeypatch.setattr(training_once, "COMMAND", (sys.executable, "-S", str(script)))
-        recipe = method("bitsandbytes").RECIPE.model_validate({"type": "nf4"})
-        of = workload(**changes)
-        return trained_adapter(lambda: nf4()[1], "tiny", recipe, text, of, execution())
+        known = replace(loaded(None), **dict(model))
+        how = method(recipe["method"]).RECIPE.model_validate(recipe)
+        of, running = workload(**changes), execution(**dict(run))
+        return trained_adapter(lambda: nf4()[1], known, how, text, of, running)
 
     return make
 
@@ -252,6 +255,43 @@ def test_it_is_trained_once_for_a_key(once, tmp_path):
     assert once(code, learning_rate=0.02).folder != first.folder
     assert once(code, name="renamed").folder == first.folder, "no name is part of the key"
     assert log.read_text() == "0.01 0.02 "
+
+
+@needs_them
+def test_whatever_changes_the_adapter_changes_its_key(once, random_text, tmp_path):
+    code = STAND_IN.format(log=str(tmp_path / "log"))
+    other = random_text(vocabulary=8, documents=(700,), window=32, seed=1)
+    ways = [
+        {},
+        {"model": {"fingerprint": "other weights"}},
+        {"recipe": {**NF4, "type": "fp4"}},
+        {"text": other},
+        {"run": {"threads": 2}},
+        {"rank": 2},
+    ]
+    assert len({once(code, **way).folder for way in ways}) == len(ways)
+
+
+@needs_them
+def test_an_edited_calibration_text_gives_another_adapter(once, by_word, tmp_path):
+    """The recipe names the file only."""
+    code, file = STAND_IN.format(log=str(tmp_path / "log")), tmp_path / "words.txt"
+    words = dataset("words", source={"kind": "local", "path": str(file)}, tokens=40, window=16)
+    recipe = {
+        "method": "linear",
+        "bits": 8,
+        "granularity": "channel",
+        "activation_bits": 8,
+        "calibration": words,
+    }
+
+    def trained_on(content):
+        file.write_text(content)
+        return once(code, recipe=recipe, model={"tokenizer": by_word()}).folder
+
+    first = trained_on("w1 w2 w3 w4 " * 20)
+    assert trained_on("w1 w2 w3 w5 " * 20) != first
+    assert trained_on("w1 w2 w3 w4 " * 20) == first
 
 
 @needs_them
@@ -366,6 +406,48 @@ def test_scores_of_what_is_not_deployed_are_kept(tuned, text, monkeypatch):
     scored = "bitgate.measure.tuned.window_nll"
     monkeypatch.setattr(scored, lambda *_: pytest.fail("scored again"))
     assert made.scores(text, 0, 4) == first
+
+
+def test_scores_are_kept_by_the_adapter_the_text_and_the_windows(
+    monkeypatch, tmp_path, llama, loaded, text, random_text, execution, trained
+):
+    """By the key that the adapter really has."""
+    monkeypatch.setenv("BITGATE_CACHE", str(tmp_path / "cache"))
+    script = tmp_path / "stand_in.py"
+    script.write_text(
+        "import pathlib, shutil, sys\n"
+        f"shutil.copytree({str(trained[3])!r}, sys.argv[2], dirs_exist_ok=True)\n"
+        "pathlib.Path(sys.argv[2], 'training.json').write_text('{\"losses\": [1.0]}')\n"
+    )
+    monkeypatch.setattr(training_once, "COMMAND", (sys.executable, "-S", str(script)))
+    scored = []
+    monkeypatch.setattr(
+        "bitgate.measure.tuned.window_nll",
+        lambda served, text, start, stop: scored.append(start) or [0.0] * (stop - start),
+    )
+    how = method("bitsandbytes")
+
+    def newly_scored(text=text, part=(0, 2), weights="made here", kind="nf4", **changes):
+        recipe = how.RECIPE.model_validate({"type": kind})
+        model = replace(loaded(llama()), fingerprint=weights)
+        quantize = lambda: how.quantize(model, recipe, torch.float32)  # noqa: E731
+        of, running = workload(way="adapter", **changes), execution("bitsandbytes")
+        scored.clear()
+        Tuned(model, recipe, quantize, lessons, of, running).scores(text, *part)
+        return len(scored)
+
+    lessons = text
+    assert newly_scored() == 4  # states
+    assert newly_scored() == 0
+    for way in (
+        {"text": random_text(vocabulary=8, documents=(700,), window=32, seed=1)},
+        {"part": (2, 4)},
+        {"weights": "others"},
+        {"kind": "fp4"},
+        {"learning_rate": 0.02},
+    ):
+        assert newly_scored(**way) == 4, way
+        assert newly_scored(**way) == 0, way
 
 
 def test_no_adapter_is_trained_on_what_torch_does_not_run(tuned):

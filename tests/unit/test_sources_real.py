@@ -8,10 +8,13 @@ from bitgate.catalog import Catalog, load_entries, reading
 from bitgate.quantize import shapes_of
 from bitgate.quantize.lock import Lock
 from bitgate.sources import (
+    SourceError,
     fetch_config,
     fetch_model,
     load_documents,
+    load_items,
     load_model,
+    shared_item,
     shared_run,
     windows,
 )
@@ -81,10 +84,19 @@ def test_the_packaged_tweets_and_their_neighbours(entries, member, rows, classes
     assert not any("&lt;" in text or "\n" in text for text in texts)
 
 
+def test_the_packaged_tweets_come_in_variants_that_never_straddle(entries):
+    dataset = entries.labelled["tweets"]
+    lessons, held, exam = (load_items(dataset, p) for p in ("training", "validation", "evaluated"))
+    for one, other in ((lessons, exam), (held, exam), (lessons, held)):
+        assert shared_item(one, other) is None
+    with pytest.raises(SourceError, match="too few: 4045 different items"):
+        load_items(dataset.model_copy(update={"items_limit": 4046}))
+
+
 def test_what_calibrates_is_never_scored():
     """The default texts, by their tokens; and a text is found in itself."""
     from bitgate.quantize import recipe_types
-    from bitgate.sources.models import read_tokenizer
+    from bitgate.sources.tokenizer import read_tokenizer
 
     entries = load_entries(Path(__file__).parents[2] / "fixtures", recipe_types())
     tokenizer = read_tokenizer(fetch_model(entries.models["llama-smollm2-135m"]))

@@ -118,6 +118,33 @@ def by_lm_eval(module, tokenizer, questions, shots=0, samples=None):
     )
 
 
+# --- which item it is ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["bitgate_cloze", "bitgate_lastword"])
+def test_an_item_is_known_by_what_it_says_wherever_it_stands(task, workload, tokenizer, documents):
+    def known(wanted):
+        return [(q.name, q.doc["context"]) for q in load_questions(wanted, tokenizer).items]
+
+    wanted = workload(task)
+    first = known(wanted)
+    assert len(dict(first)) == 12
+    file = wanted.dataset.source.path
+    assert known(wanted) == first
+    file.write_text("\n".join(json.dumps({"text": text}) for text in documents[::-1]))
+    assert known(wanted) == first
+
+
+def test_an_item_that_says_something_else_is_another_one():
+    own = {"id": "a", "document": 1, "context": "c", "choices": ["x", "y"], "gold": 0}
+    name = tasks._name(own, own=True)
+    assert tasks._name({**own, "document": 2}, own=True) == name
+    for change in ({"context": "d"}, {"choices": ["x", "z"]}, {"gold": 1}):
+        assert tasks._name({**own, **change}, own=True) != name
+    # to other tasks a document may be what is asked about
+    assert tasks._name(own, own=False) != tasks._name({**own, "document": 2}, own=False)
+
+
 # --- against lm-eval -------------------------------------------------------------------------
 
 

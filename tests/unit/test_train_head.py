@@ -153,7 +153,7 @@ def tiny(llama, by_word, tmp_path):
         rows.append(json.dumps({"text": f"{rest} {said}", "label": number % 3}))
     (tmp_path / "texts.jsonl").write_text("\n".join(rows))
 
-    def make(dataset=(), **changes):
+    def make(dataset=(), tokenizer=None, **changes):
         data = {
             "name": "words",
             "of": "texts",
@@ -166,7 +166,9 @@ def tiny(llama, by_word, tmp_path):
         }
         found = LabelledDataset.model_validate({**data, **dict(dataset)})
         local = {"kind": "local", "path": str(base)}
-        below = Model.model_validate({"name": "base", "family": "llama", "source": local})
+        below = Model.model_validate(
+            {"name": "base", "family": "llama", "source": local, "tokenizer": tokenizer}
+        )
         source = {"kind": "trained", "base": below, "dataset": found, "learning_rate": 0.03}
         return Model.model_validate(
             {
@@ -250,10 +252,61 @@ def test_the_fingerprint_follows_what_it_was_made_of(tiny):
             tiny(seed=1),
             tiny(dataset={"train_items": 240}),
             tiny(dataset={"longest": 4}),
+            tiny(dataset={"classes": ["bad", "neither", "good"]}),
+            tiny(dataset={"classes": [*CLASSES, "never seen"]}),
         )
     }
-    assert len(prints) == 4
+    assert len(prints) == 6
     assert fingerprint(tiny(), torch.float32) in prints
+
+
+def test_renamed_classes_and_more_of_them_are_in_the_model(tiny):
+    def heads(classes):
+        module = load(tiny(dataset={"classes": classes}, epochs=1)).module
+        return module.config.id2label, module.score.weight.shape[0]
+
+    for classes in (CLASSES, ["bad", "neither", "good"], [*CLASSES, "never seen"]):
+        assert heads(classes) == (dict(enumerate(classes)), len(classes))
+
+
+def test_a_head_is_another_one_where_the_base_reads_otherwise(tiny, monkeypatch):
+    """Features in half precision on an accelerator are not those of a CPU."""
+    here = fingerprint(tiny(), torch.float32)
+    monkeypatch.setattr("bitgate.sources.train_head.pick_device", lambda _: "cuda")
+    there = fingerprint(tiny(), torch.float32)
+    monkeypatch.setattr("bitgate.sources.train_head.serving_dtype", lambda _: torch.bfloat16)
+    assert len({here, there, fingerprint(tiny(), torch.float32)}) == 3
+
+
+# --- a tokenizer in a directory of its own -----------------------------------------------------
+
+
+@pytest.fixture
+def apart(tiny, by_word, tmp_path):
+    """The directory of the base's tokenizer, which lies elsewhere."""
+    tiny()
+    for file in (tmp_path / "base").glob("*token*"):
+        file.unlink()
+    by_word(pad_token=None).save_pretrained(tmp_path / "apart")
+    return tmp_path / "apart"
+
+
+def test_a_head_reads_with_the_bases_own_tokenizer(tiny, by_word, apart):
+    model = tiny(tokenizer=str(apart), epochs=1)
+    first = fetch_model(model)
+    assert len(AutoTokenizer.from_pretrained(first)) == 203
+    assert load(model).tokenizer.pad_token is not None
+    by_word(words=150, pad_token=None).save_pretrained(apart)
+    other = fetch_model(tiny(tokenizer=str(apart), epochs=1))
+    assert other != first
+    assert len(AutoTokenizer.from_pretrained(other)) == 153
+
+
+def test_a_base_without_a_tokenizer_is_refused(tiny, apart, tmp_path):
+    with pytest.raises(SourceError, match=r"source.base: .*base has no tokenizer; give the base"):
+        fetch_model(tiny())
+    with pytest.raises(SourceError, match=r"source.base: base: tokenizer: there is no .*nowhere"):
+        fetch_model(tiny(tokenizer=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(

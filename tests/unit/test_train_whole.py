@@ -15,7 +15,7 @@ from bitgate.measure.quantization import bytes_on_disk
 from bitgate.quantize import method, shapes_of
 from bitgate.quantize.hqq import HqqRecipe
 from bitgate.quantize.shapes import head_of
-from bitgate.sources import SourceError, fetch_config, load_items, load_model
+from bitgate.sources import SourceError, fetch_config, fingerprint, load_items, load_model
 from bitgate.sources.architecture import skeleton
 from bitgate.sources.train_whole import _moved
 
@@ -115,6 +115,13 @@ def test_it_is_the_same_twice_and_another_with_another_seed(model, tmp_path, mon
     assert all(torch.equal(first[name], again[name]) for name in first)
     other = load_model(model(seed=1)).module.state_dict()
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_it_is_the_same_one_beside_an_accelerator(model, monkeypatch):
+    here = fingerprint(model(), torch.float32)
+    monkeypatch.setattr("bitgate.sources.train_head.pick_device", lambda _: "cuda")
+    assert fingerprint(model(), torch.float32) == here
+    assert fingerprint(model(seed=1), torch.float32) != here
 
 
 def test_its_shapes_are_known_beforehand_and_its_head_is_one(model):
