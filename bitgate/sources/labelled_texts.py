@@ -188,15 +188,21 @@ def _clean(text: Any, number: int) -> str:
 
 
 def _class(given: Any, classes: tuple[str, ...], number: int) -> int:
-    """A class by its name, or by its number from 0."""
-    if isinstance(given, str) and given.strip() in classes:
-        return classes.index(given.strip())
-    if isinstance(given, str) and given.strip().isdecimal():
-        given = int(given)
-    if type(given) is int and 0 <= given < len(classes):
-        return given
+    """A class by its name, or by its number from 0; text and integer mean the same."""
+    said = str(given).strip() if type(given) in (str, int) else ""
+    meant = {classes.index(said)} if said in classes else set()
+    digits = said.lstrip("0") or said[-1:]  # int() refuses thousands of them
+    if digits.isdecimal() and len(digits) <= len(str(len(classes))) and int(digits) < len(classes):
+        meant.add(int(digits))
+    if len(meant) == 1:
+        return meant.pop()
+    if meant:
+        raise SourceError(
+            f"row {number}: label {given!r} is the name of one of the `classes` "
+            f"{', '.join(classes)} and the number of another; name or order them so that they agree"
+        )
     raise SourceError(
-        f"row {number}: label {given!r} is none of the `classes` {', '.join(classes)}, nor a "
+        f"row {number}: label {given!r:.80} is none of the `classes` {', '.join(classes)}, nor a "
         f"number from 0 to {len(classes) - 1}"
     )
 

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from bitgate.catalog import LabelledDataset
-from bitgate.sources import SourceError
+from bitgate.sources import SourceError, labelled_texts
 from bitgate.sources.labelled_texts import FORMATS
 
 CLASSES = ["negative", "neutral", "positive"]
@@ -183,3 +183,28 @@ def test_what_is_refused(read, form, content, options, message):
     with pytest.raises(SourceError) as raised:
         read(form, content, **options)
     assert message in str(raised.value)
+
+
+def test_a_label_means_the_same_as_text_and_as_a_number():
+    digits, turned = ("0", "1", "2"), ("0", "4", "1")
+    for given in ("2", " 2", 2, "02"):
+        assert labelled_texts._class(given, digits, 1) == 2
+    for given in ("4", 4):
+        assert labelled_texts._class(given, turned, 1) == 1
+    for given in ("1", 1):
+        with pytest.raises(SourceError, match=r"row 1: label .*1.* is the name of one of the"):
+            labelled_texts._class(given, turned, 1)
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "message"),
+    [
+        ("jsonl", '{"text": "x", "label": "' + 5000 * "1" + '"}', "row 1: label '11"),
+        ("csv", "text,label\nx," + 5000 * "1" + "\n", "row 2: label '11"),
+    ],
+)
+def test_a_label_of_thousands_of_digits(read, form, content, message):
+    with pytest.raises(SourceError) as raised:
+        read(form, content)
+    assert message in str(raised.value)
+    assert len(str(raised.value)) < 400
