@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
     from bitgate.report.prediction import Prediction, Row, Setting
 
 ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}  #: bytes of a number
+
+
+def _countable(
+    context: click.Context, parameter: click.Parameter, gib: float | None
+) -> float | None:
+    """A range lets through what is no number, or comes to more bytes than there are numbers for."""
+    if gib is not None and not math.isfinite(gib * GIB):
+        raise click.BadParameter(f"{gib} is no amount of memory.")
+    return gib
 
 
 @click.command()
@@ -87,6 +97,7 @@ ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}  #: bytes of a number
 @click.option(
     "--memory",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_countable,
     metavar="GIB",
     help="What it has to fit into. Default: what is free on the device now.",
 )
@@ -197,6 +208,8 @@ def _setting(
         refuse(
             f"--device: {device} has no memory that can be asked for: {error}; give --memory GIB"
         )
+    except OSError as error:  # no /proc, as in some containers
+        refuse(f"how much memory is free is not known here: {error}; give --memory GIB")
     default = "float32" if device == "cpu" else "float16"
     return Setting(device, dtype or default, context, batch, available, memory is not None)
 

@@ -137,6 +137,21 @@ def test_whether_it_fits(predict, config, gib, fits):
     assert content["models"][0]["cells"][0]["fits"] == fits
 
 
+@pytest.mark.parametrize("gib", ["nan", "inf", "1e400", "1e308", "0", "-inf"])
+def test_an_amount_of_memory_that_is_none(predict, config, gib):
+    done = predict("--config", config(), "--memory", gib, status=2)
+    assert "Invalid value for '--memory'" in done.stderr
+
+
+def test_where_free_memory_is_not_known(predict, config, monkeypatch):
+    """As in a container without /proc."""
+    monkeypatch.setattr("psutil.PROCFS_PATH", "/nonexistent")
+    done = predict("--config", config(), status=4)
+    assert "ERROR: how much memory is free is not known here: " in done.stderr
+    assert "give --memory GIB" in done.stderr
+    assert "nf4" in predict("--config", config(), "--memory", "8").stdout
+
+
 # --- tables ----------------------------------------------------------------------------------
 
 
