@@ -152,6 +152,13 @@ def test_where_free_memory_is_not_known(predict, config, monkeypatch):
     assert "nf4" in predict("--config", config(), "--memory", "8").stdout
 
 
+def test_a_cache_whose_layers_differ_is_not_guessed(predict, config):
+    """Gemma 4's full attention has wider heads than its sliding one."""
+    path = config(model_type="gemma4_text", architectures=["Gemma4ForCausalLM"], head_dim=32)
+    done = predict("--config", path, "--recipe", "nf4", "--memory", "8", "--json")
+    assert json.loads(done.stdout)["models"][0]["cache_bytes"] is None
+
+
 # --- tables ----------------------------------------------------------------------------------
 
 
