@@ -262,6 +262,26 @@ def test_the_bits_that_a_rule_of_thumb_takes(recipe, bits):
         ({"model_type": None}, "the key `model_type` is missing, such as 'llama'"),
         ({"model_type": "lama"}, "model_type: transformers"),
         ({"model_type": "lama"}, "knows no 'lama'; did you mean 'llama'?"),
+        ({"model_type": ["llama"]}, "model_type: expected a name such as 'llama', got ['llama']"),
+        ({"architectures": 5}, "architectures: expected a list of names, got 5"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures: expected a list of names, got 'L"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: expected a number above 0, got 0"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads: expected a number above 0, got -1"),
+        ({"head_dim": 0}, "head_dim: expected a number above 0, got 0"),
+        ({"hidden_act": "foo"}, "hidden_act: transformers"),
+        ({"hidden_act": "foo"}, "knows no 'foo'"),
+        ({"rope_scaling": {"rope_type": "zzz"}}, "rope_parameters.rope_type: transformers"),
+        ({"pad_token_id": 500}, "pad_token_id: 500 is outside of the vocabulary"),
+        ({"torch_dtype": "zzz"}, "module 'torch' has no attribute 'zzz'"),
+        (
+            {"quantization_config": 5},
+            "transformers can make no llama of it: AttributeError: 'int' object has no attribute",
+        ),
+        ({"text_config": {"hidden_size": 64}}, "transformers can make no llama of it: Attribute"),
+        (
+            {"model_type": "llava", "text_config": {**TINY, "head_dim": 0}},
+            "text_config.head_dim: expected a number above 0, got 0",
+        ),
     ],
 )
 def test_a_configuration_that_says_too_little(predict, config, changes, said):
