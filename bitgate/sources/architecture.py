@@ -117,8 +117,17 @@ SHAPING = (
     "num_attention_heads",
     "intermediate_size",
 )
-#: what else no model has none of, though a configuration may leave it out
-HEADED = ("num_key_value_heads", "head_dim")
+#: the same of mixtures of experts, which call one thing this or that
+SHAPING_EXPERTS = (
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "n_shared_experts",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
+#: what no model has none of, experts apart
+POSITIVE = (*SHAPING, "num_key_value_heads", "head_dim")
 
 
 def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
@@ -133,7 +142,7 @@ def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
         if isinstance(inner := given.get(name), Mapping):
             parts[f"{name}."] = inner
     for where, part in parts.items():
-        for key in (*SHAPING, *HEADED):
+        for key in POSITIVE:
             if isinstance(number := part.get(key), int) and number <= 0:
                 raise SourceError(f"config: {where}{key}: expected a number above 0, got {number}")
     config = config_from(given)
@@ -153,10 +162,16 @@ def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
 
 def _missing(config: Any, given: Mapping[str, Any], where: str) -> Iterator[str]:
     """Keys that shapes follow from and that only the library's default says."""
-    known = {field.name for field in dataclasses.fields(config)}
-    for standard in SHAPING:
-        key = config.attribute_map.get(standard, standard)
-        if key in known and getattr(config, key) is not None and not {key, standard} & given.keys():
+    known, seen = {field.name for field in dataclasses.fields(config)}, set[str]()
+    aliases: Mapping[str, str] = config.attribute_map
+    for standard in (*SHAPING, *SHAPING_EXPERTS):
+        one = aliases.get(standard, standard)
+        names = {one, *(name for name, other in aliases.items() if other == one)}
+        if one in seen or not names & known or names & given.keys():
+            continue
+        seen.add(one)
+        key = one if one in known else min(names & known)
+        if getattr(config, key) is not None:
             yield where + key
 
 

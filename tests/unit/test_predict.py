@@ -252,6 +252,16 @@ def test_the_bits_that_a_rule_of_thumb_takes(recipe, bits):
             {"vocab_size": None, "num_hidden_layers": None},
             "vocab_size, num_hidden_layers: these keys are missing",
         ),
+        ({"model_type": "mixtral"}, "num_local_experts: this key is missing"),
+        (
+            {"model_type": "qwen2_moe", "num_experts": 4},
+            "moe_intermediate_size, shared_expert_intermediate_size: these keys are missing",
+        ),
+        ({"model_type": "qwen3_moe", "moe_intermediate_size": 64}, " num_experts: this key is"),
+        (
+            {"model_type": "deepseek_v3", "n_shared_experts": 1},
+            "n_routed_experts, moe_intermediate_size: these keys are missing",
+        ),
         ({"hidden_size": "abc"}, "'hidden_size' expected int, got str (value: 'abc')"),
         ({"num_hidden_layers": -1}, "num_hidden_layers: expected a number above 0, got -1"),
         ({"hidden_size": 100, "num_attention_heads": 3}, "(100) is not a multiple of the number"),
@@ -289,6 +299,18 @@ def test_a_configuration_that_says_too_little(predict, config, changes, said):
     assert "ERROR: --config: " in done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("key", ["num_local_experts", "num_experts"])
+def test_experts_by_either_name(predict, config, key):
+    """By hand: three matrices of 128 x 256 for each expert, and a row of the gate."""
+    asked = ("--recipe", "nf4", "--memory", "8", "--json")
+    numbers = []
+    for count in (2, 3):
+        path = config(model_type="mixtral", architectures=["MixtralForCausalLM"], **{key: count})
+        (model,) = json.loads(predict("--config", path, *asked).stdout)["models"]
+        numbers.append(model["parameters"])
+    assert numbers[1] - numbers[0] == 2 * (3 * 128 * 256 + 128)
 
 
 @pytest.mark.parametrize(("content", "said"), [("{", "it cannot be read"), ("[]", "no config")])
