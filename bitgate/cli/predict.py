@@ -24,7 +24,7 @@ from bitgate.cli.asked import catalog_of
 from bitgate.cli.shared import CATALOG, HISTORY, console, refuse, rendered
 from bitgate.kernels import KernelError
 from bitgate.quantize import ModelShapes, QuantizeError
-from bitgate.quantize.footprint import GIB, base_bytes, footprint, meant
+from bitgate.quantize.footprint import GIB, base_bytes, element_bytes, footprint, meant
 from bitgate.quantize.key_values import cache_bytes
 from bitgate.quantize.known_shapes import name_of, shapes_of_config, shapes_without_weights
 from bitgate.quantize.lock import LockError, Locks
@@ -33,7 +33,7 @@ from bitgate.sources.errors import SourceError
 if TYPE_CHECKING:
     from bitgate.report.prediction import Prediction, Row, Setting
 
-ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}  #: bytes of a number
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def _countable(
@@ -90,7 +90,7 @@ def _countable(
 )
 @click.option(
     "--dtype",
-    type=click.Choice(tuple(ELEMENT)),
+    type=click.Choice(DTYPES),
     help="Of what is not quantized. Default: float32 on a CPU, float16 elsewhere, as they are "
     "measured.",
 )
@@ -149,9 +149,9 @@ def predict(
         rows, refused = _rows(known, model, shapes, wanted, setting, seconds, errors)
         if not wanted:
             rows.sort(key=lambda row: row.footprint.size.disk)
-        element = ELEMENT[setting.dtype]
+        element = element_bytes(setting.dtype)
         cache = None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, element)
-        base = base_bytes(shapes, element)
+        base = base_bytes(shapes, setting.dtype)
         numbers = shapes.left(())
         found.append(report.Prediction(name, numbers, base, shapes.tied, cache, rows, refused))
     if form == "json":
@@ -293,7 +293,7 @@ def _rows(
                 shapes,
                 recipe,
                 setting.device,
-                ELEMENT[setting.dtype],
+                setting.dtype,
                 setting.context,
                 setting.batch,
             )

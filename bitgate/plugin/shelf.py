@@ -144,13 +144,13 @@ class Shelf:
 
     def _need(self, cell: Cell, phase: PhaseWorkload | None) -> Need | None:
         """What a cell takes that is not loaded yet; None where nothing says it."""
-        element = serving_dtype(self.device).itemsize
+        dtype = str(serving_dtype(self.device)).removeprefix("torch.")
         context, batch = (phase.prompt + phase.output, phase.batch) if phase else (0, 0)
         try:
             shapes = self._shapes.get(cell.model.name)
             if shapes is None:
                 shapes = shapes_without_weights(cell.model, self._locks)
-            found = footprint(shapes, cell.recipe, self.device, element, context, batch)
+            found = footprint(shapes, cell.recipe, self.device, dtype, context, batch)
         except (SourceError, QuantizeError, KernelError):
             return None  # whoever loads it, or quantizes it, says what is wrong
         if found is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bitgate.catalog import Plan, Recipe
 from bitgate.kernels import NotHereError
 from bitgate.quantize import Size, method
+from bitgate.quantize.file_sizes import FLOATS, TYPES
 from bitgate.quantize.key_values import cache_bytes
 from bitgate.quantize.shapes import ModelShapes
 from bitgate.sources.memory import HEADROOM
@@ -77,22 +78,27 @@ def need(base: int = 0, quantized: int = 0, cache: int | None = None) -> Need:
     return Need({name: size for name, size in parts.items() if size})
 
 
-def base_bytes(shapes: ModelShapes, element: int) -> int:
+def element_bytes(dtype: str) -> int:
+    """Of a number, by torch's name of its type."""
+    return TYPES[FLOATS[dtype]]
+
+
+def base_bytes(shapes: ModelShapes, dtype: str) -> int:
     """Of the model as it is, in memory."""
-    return shapes.left(()) * element + shapes.transient
+    return shapes.left(()) * element_bytes(dtype) + shapes.transient
 
 
 def footprint(
-    shapes: ModelShapes, recipe: Recipe, device: str, element: int, context: int, batch: int
+    shapes: ModelShapes, recipe: Recipe, device: str, dtype: str, context: int, batch: int
 ) -> Footprint | None:
-    """What a cell takes on a device, with a key-value cache of `batch` times `context` tokens; None
+    """What a cell takes on a device in a dtype, such as `bfloat16`, with a key-value cache of `batch` times `context` tokens; None
     where the recipe's size does not follow from shapes.
 
     Raises:
         QuantizeError, KernelError: if the recipe cannot be made of the model, or served.
     """
-    kernel = served_by(shapes, recipe, device)
-    size = method(recipe.method).predicted_bytes(shapes, recipe, kernel, element)
+    kernel, element = served_by(shapes, recipe, device), element_bytes(dtype)
+    size = method(recipe.method).predicted_bytes(shapes.in_dtype(dtype), recipe, kernel, element)
     if size is None:
         return None
     kept = CACHED.get(kernel, element)
@@ -100,7 +106,7 @@ def footprint(
         recipe,
         kernel,
         size,
-        base_bytes(shapes, element),
+        base_bytes(shapes, dtype),
         shapes.left(()),
         None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, kept),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import cache
 from typing import TYPE_CHECKING
@@ -88,6 +88,11 @@ class ModelShapes:
     #: what attention keeps of tokens; None where nothing says it, or the model generates none
     cache: tuple[CacheShape, ...] | None = None
     fixed: int = 0
+
+    def in_dtype(self, dtype: str) -> ModelShapes:
+        """The same model, its floating-point numbers in a dtype, by torch's name: types of as many
+        bytes have names of different lengths in a file's header."""
+        return self if self.file is None else replace(self, file=replace(self.file, dtype=dtype))
 
     def left(self, quantized: Collection[str]) -> int:
         """Elements of all that stays as it is where linear layers of these names are quantized,

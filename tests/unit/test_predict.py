@@ -88,6 +88,42 @@ def test_from_the_configuration_alone_to_the_byte(
         assert found[name]["memory_bytes"] == served.memory_bytes()
 
 
+EXACT = (
+    "hqq-w4g64",
+    "hqq-w3g64",
+    "hqq-w4g64-head4",
+    "bitsandbytes-int8",
+    "bitsandbytes-nf4",
+    "bitsandbytes-nf4-double",
+    "linear-w4g64",
+    "linear-w8-channel-symmetric",
+    "torchao-w8",
+)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_in_sixteen_bits_to_the_byte(predict, config, loaded, tmp_path, dtype):
+    """Both take two bytes, but not as many in a header, which names them tensor by tensor."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from bitgate.sources.architecture import config_from
+
+    asked = [part for name in EXACT for part in ("--recipe", name)]
+    given = {"attention_bias": True, "tie_word_embeddings": False}
+    found = cells(predict("--config", config(**given), *asked, "--dtype", dtype, "--json"))
+    AutoModelForCausalLM.from_config(config_from({**TINY, **given})).save_pretrained(
+        tmp_path / "saved"
+    )
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=getattr(torch, dtype))
+    base = base.eval().requires_grad_(False)
+    known = load_entries(DEFAULTS, recipe_types()).recipes
+    for name in EXACT:
+        made = method(known[name].method).quantize(loaded(base), known[name], base.dtype)
+        made.save(tmp_path / "file")
+        assert (name, found[name]["disk_bytes"]) == (name, (tmp_path / "file").stat().st_size)
+
+
 def test_a_locked_model_needs_no_torch(tmp_path):
     """Whoever asks for what comes with Bitgate waits for nothing."""
     import subprocess
