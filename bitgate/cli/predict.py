@@ -152,8 +152,11 @@ def predict(
         element = element_bytes(setting.dtype)
         cache = None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, element)
         base = base_bytes(shapes, setting.dtype)
-        numbers = shapes.left(())
-        found.append(report.Prediction(name, numbers, base, shapes.tied, cache, rows, refused))
+        found.append(
+            report.Prediction(
+                name, shapes.parameters, base, shapes.tied, cache, rows, refused
+            )
+        )
     if form == "json":
         click.echo(report.as_json(setting, found, unknown))
     elif form == "markdown":

@@ -47,7 +47,7 @@ class Footprint:
     kernel: str
     size: Size
     base: int  #: bytes of the model as it is
-    numbers: int  #: parameters, tied ones once, and whatever else is saved with them
+    parameters: int  #: their elements, tied ones once
     cache: int | None  #: bytes of the key-value cache; None where it is not known, or there is none
 
     @property
@@ -59,7 +59,7 @@ class Footprint:
     def rule_of_thumb(self) -> int | None:
         """Parameters times the bytes of so many bits; None where bits are of several kinds."""
         bits = nominal_bits(self.recipe)
-        return None if bits is None else self.numbers * bits // 8
+        return None if bits is None else self.parameters * bits // 8
 
     @property
     def serving(self) -> Need:
@@ -85,7 +85,7 @@ def element_bytes(dtype: str) -> int:
 
 def base_bytes(shapes: ModelShapes, dtype: str) -> int:
     """Of the model as it is, in memory."""
-    return shapes.left(()) * element_bytes(dtype) + shapes.transient
+    return shapes.left(()) * element_bytes(dtype) + shapes.fixed + shapes.transient
 
 
 def footprint(
@@ -107,7 +107,7 @@ def footprint(
         kernel,
         size,
         base_bytes(shapes, dtype),
-        shapes.left(()),
+        shapes.parameters,
         None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, kept),
     )
 

@@ -75,7 +75,7 @@ class Prediction:
     """A model, and what becomes of it under each recipe."""
 
     model: str
-    numbers: int  #: parameters
+    parameters: int
     base: int  #: bytes in memory
     tied: bool
     cache: int | None
@@ -91,7 +91,7 @@ class Prediction:
             cache = f"{_mib(self.cache)} MiB"
         tokens = f"{setting.batch} x {setting.context} tokens"
         return (
-            f"{self.model}: {self.numbers:,} parameters{tied}; {_mib(self.base)} MiB as it is, in "
+            f"{self.model}: {self.parameters:,} parameters{tied}; {_mib(self.base)} MiB as it is, in "
             f"{setting.dtype}; key-value cache of {tokens}: {cache}"
         )
 
@@ -181,7 +181,7 @@ def as_json(
 def _model_json(setting: Setting, prediction: Prediction) -> dict[str, Any]:
     return {
         "model": prediction.model,
-        "parameters": prediction.numbers,
+        "parameters": prediction.parameters,
         "tied": prediction.tied,
         "base_bytes": prediction.base,
         "cache_bytes": prediction.cache,

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from bitgate.catalog import DEFAULTS, load_entries
 from bitgate.cli import main
 from bitgate.quantize import method, recipe_types
-from bitgate.quantize.footprint import Need, meant, need, nominal_bits
+from bitgate.quantize.footprint import Need, base_bytes, meant, need, nominal_bits
 
 TINY = {
     "model_type": "llama",
@@ -161,6 +161,28 @@ def test_llama_2_7b(predict):
     serving = int((nf4["memory_bytes"] + model["cache_bytes"]) * 1.15)
     assert nf4["serving_bytes"] == serving
     assert nf4["fits"] == "alone"  # 13.5 GB of base are too much beside it
+
+
+def test_what_batch_norms_count_and_keep_are_no_parameters(predict):
+    """torchvision says 3,504,872 parameters of MobileNetV2. Its 52 norms keep 17,056 means and as
+    many variances in float32 too, and a counter each, of 8 bytes."""
+    asked = ("--model", "mobilenet-v2", "--dtype", "float32", "--memory", "8", "--json")
+    (model,) = json.loads(predict(*asked).stdout)["models"]
+    assert model["parameters"] == 3_504_872
+    assert model["base_bytes"] == 4 * (3_504_872 + 2 * 17_056) + 52 * 8 == 14_156_352
+    by_name = {cell["recipe"]: cell for cell in model["cells"]}
+    assert by_name["linear-w8-channel"]["rule_of_thumb_bytes"] == 3_504_872
+
+
+def test_parameters_and_bytes_as_torch_counts_them():
+    from bitgate.quantize import shapes_of
+    from bitgate.sources.architecture import config_from, skeleton
+
+    config = config_from({"model_type": "mobilenet_v2", "num_labels": 10, "depth_multiplier": 0.5})
+    module = skeleton(config, "image-classification")
+    shapes = shapes_of(module)
+    assert shapes.parameters == sum(parameter.numel() for parameter in module.parameters())
+    assert base_bytes(shapes, "float32") == sum(t.nbytes for t in module.state_dict().values())
 
 
 @pytest.mark.parametrize(("gib", "fits"), [("1000", "yes"), ("0.001", "alone"), ("0.0005", "no")])
