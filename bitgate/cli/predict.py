@@ -153,9 +153,7 @@ def predict(
         cache = None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, element)
         base = base_bytes(shapes, setting.dtype)
         found.append(
-            report.Prediction(
-                name, shapes.parameters, base, shapes.tied, cache, rows, refused
-            )
+            report.Prediction(name, shapes.parameters, base, shapes.tied, cache, rows, refused)
         )
     if form == "json":
         click.echo(report.as_json(setting, found, unknown))

@@ -91,8 +91,8 @@ def base_bytes(shapes: ModelShapes, dtype: str) -> int:
 def footprint(
     shapes: ModelShapes, recipe: Recipe, device: str, dtype: str, context: int, batch: int
 ) -> Footprint | None:
-    """What a cell takes on a device in a dtype, such as `bfloat16`, with a key-value cache of `batch` times `context` tokens; None
-    where the recipe's size does not follow from shapes.
+    """What a cell takes on a device in a dtype, such as `bfloat16`, with a key-value cache of
+    `batch` times `context` tokens; None where the recipe's size does not follow from shapes.
 
     Raises:
         QuantizeError, KernelError: if the recipe cannot be made of the model, or served.

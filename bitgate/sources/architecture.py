@@ -218,9 +218,11 @@ def made(config: PreTrainedConfig, task: Task, **options: Any) -> nn.Module:
 
 def _of_field(config: PreTrainedConfig, error: Exception) -> str:
     """What an error is about: where it can be told, which field of the configuration."""
-    if isinstance(error, KeyError) and error.args:
-        if found := next(_called(config.to_dict(), error.args[0]), None):
-            return f"{found}: transformers {version('transformers')} knows no {error.args[0]!r}"
+    if isinstance(error, KeyError):
+        value = next(iter(error.args), None)
+        found = next(_called(config.to_dict(), value), None)
+        if value is not None and found is not None:
+            return f"{found}: transformers {version('transformers')} knows no {value!r}"
     if str(error).startswith("Padding_idx"):  # torch's name of it
         text = config.get_text_config()
         return f"pad_token_id: {getattr(text, 'pad_token_id', None)} is outside of the vocabulary"
