@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from bitgate.cli.asked import catalog_of
 from bitgate.cli.shared import CATALOG, HISTORY, console, refuse, rendered
 from bitgate.kernels import KernelError
 from bitgate.quantize import ModelShapes, QuantizeError
-from bitgate.quantize.footprint import GIB, base_bytes, footprint, meant
+from bitgate.quantize.footprint import GIB, base_bytes, element_bytes, footprint, meant
 from bitgate.quantize.key_values import cache_bytes
 from bitgate.quantize.known_shapes import name_of, shapes_of_config, shapes_without_weights
 from bitgate.quantize.lock import LockError, Locks
@@ -32,7 +33,16 @@ from bitgate.sources.errors import SourceError
 if TYPE_CHECKING:
     from bitgate.report.prediction import Prediction, Row, Setting
 
-ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}  #: bytes of a number
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _countable(
+    context: click.Context, parameter: click.Parameter, gib: float | None
+) -> float | None:
+    """A range lets through what is no number, or comes to more bytes than there are numbers for."""
+    if gib is not None and not math.isfinite(gib * GIB):
+        raise click.BadParameter(f"{gib} is no amount of memory.")
+    return gib
 
 
 @click.command()
@@ -80,13 +90,14 @@ ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}  #: bytes of a number
 )
 @click.option(
     "--dtype",
-    type=click.Choice(tuple(ELEMENT)),
+    type=click.Choice(DTYPES),
     help="Of what is not quantized. Default: float32 on a CPU, float16 elsewhere, as they are "
     "measured.",
 )
 @click.option(
     "--memory",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_countable,
     metavar="GIB",
     help="What it has to fit into. Default: what is free on the device now.",
 )
@@ -138,11 +149,12 @@ def predict(
         rows, refused = _rows(known, model, shapes, wanted, setting, seconds, errors)
         if not wanted:
             rows.sort(key=lambda row: row.footprint.size.disk)
-        element = ELEMENT[setting.dtype]
+        element = element_bytes(setting.dtype)
         cache = None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, element)
-        base = base_bytes(shapes, element)
-        numbers = shapes.left(())
-        found.append(report.Prediction(name, numbers, base, shapes.tied, cache, rows, refused))
+        base = base_bytes(shapes, setting.dtype)
+        found.append(
+            report.Prediction(name, shapes.parameters, base, shapes.tied, cache, rows, refused)
+        )
     if form == "json":
         click.echo(report.as_json(setting, found, unknown))
     elif form == "markdown":
@@ -197,6 +209,8 @@ def _setting(
         refuse(
             f"--device: {device} has no memory that can be asked for: {error}; give --memory GIB"
         )
+    except OSError as error:  # no /proc, as in some containers
+        refuse(f"how much memory is free is not known here: {error}; give --memory GIB")
     default = "float32" if device == "cpu" else "float16"
     return Setting(device, dtype or default, context, batch, available, memory is not None)
 
@@ -280,7 +294,7 @@ def _rows(
                 shapes,
                 recipe,
                 setting.device,
-                ELEMENT[setting.dtype],
+                setting.dtype,
                 setting.context,
                 setting.batch,
             )

@@ -123,41 +123,46 @@ class Shelf:
         return self._current
 
     def _refuse_what_cannot_fit(self, case: Case) -> None:
-        """Before anything of a cell is loaded: what its size is predicted to be has to fit beside
-        its base, and the key-value cache of a phase with them.
+        """Before anything of a case is loaded: what a cell's size is predicted to be has to fit
+        beside its base, and the key-value cache of a phase with them; what is there already does
+        not.
 
         Raises:
             DoesNotFit: with the arithmetic.
         """
         cell, workload = case.cell, case.workload
-        if self._cell is not None and self._cell[0] == cell:
-            return
-        self._drop_cell()
-        if self._model is not None and self._model[0] != cell.model:
-            self.release()
+        if self._cell is None or self._cell[0] != cell:
+            self._drop_cell()
+            if self._model is not None and self._model[0] != cell.model:
+                self.release()
         needed = self._need(cell, workload if isinstance(workload, PhaseWorkload) else None)
+        if needed is None or not needed.parts:
+            return
         available = available_memory(self.device)
-        if needed is not None and not needed.fits(available):
+        if not needed.fits(available):
             raise DoesNotFit(
                 f"not measured: {cell.id} does not fit in the memory of {self.device}: {needed}, "
                 f"and {available / GIB:.2f} GiB are available. Free memory, or use another device"
             )
 
     def _need(self, cell: Cell, phase: PhaseWorkload | None) -> Need | None:
-        """What a cell takes that is not loaded yet; None where nothing says it."""
-        element = serving_dtype(self.device).itemsize
+        """What a case takes that is not there yet; None where nothing says it."""
+        loaded = self._cell is not None
+        if loaded and phase is None:
+            return None
+        dtype = str(serving_dtype(self.device)).removeprefix("torch.")
         context, batch = (phase.prompt + phase.output, phase.batch) if phase else (0, 0)
         try:
             shapes = self._shapes.get(cell.model.name)
             if shapes is None:
                 shapes = shapes_without_weights(cell.model, self._locks)
-            found = footprint(shapes, cell.recipe, self.device, element, context, batch)
+            found = footprint(shapes, cell.recipe, self.device, dtype, context, batch)
         except (SourceError, QuantizeError, KernelError):
             return None  # whoever loads it, or quantizes it, says what is wrong
         if found is None:
             return None
-        base = 0 if self._model is not None else found.base
-        return need(base, found.size.memory, found.cache)
+        base = 0 if loaded or self._model is not None else found.base
+        return need(base, 0 if loaded else found.size.memory, found.cache)
 
     def model(self, case: Case) -> LoadedModel:
         """The unquantized model, as it was loaded."""

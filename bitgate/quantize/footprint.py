@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bitgate.catalog import Plan, Recipe
 from bitgate.kernels import NotHereError
 from bitgate.quantize import Size, method
+from bitgate.quantize.file_sizes import FLOATS, TYPES
 from bitgate.quantize.key_values import cache_bytes
 from bitgate.quantize.shapes import ModelShapes
 from bitgate.sources.memory import HEADROOM
@@ -46,7 +47,7 @@ class Footprint:
     kernel: str
     size: Size
     base: int  #: bytes of the model as it is
-    numbers: int  #: parameters, tied ones once, and whatever else is saved with them
+    parameters: int  #: their elements, tied ones once
     cache: int | None  #: bytes of the key-value cache; None where it is not known, or there is none
 
     @property
@@ -58,7 +59,7 @@ class Footprint:
     def rule_of_thumb(self) -> int | None:
         """Parameters times the bytes of so many bits; None where bits are of several kinds."""
         bits = nominal_bits(self.recipe)
-        return None if bits is None else self.numbers * bits // 8
+        return None if bits is None else self.parameters * bits // 8
 
     @property
     def serving(self) -> Need:
@@ -77,22 +78,27 @@ def need(base: int = 0, quantized: int = 0, cache: int | None = None) -> Need:
     return Need({name: size for name, size in parts.items() if size})
 
 
-def base_bytes(shapes: ModelShapes, element: int) -> int:
+def element_bytes(dtype: str) -> int:
+    """Of a number, by torch's name of its type."""
+    return TYPES[FLOATS[dtype]]
+
+
+def base_bytes(shapes: ModelShapes, dtype: str) -> int:
     """Of the model as it is, in memory."""
-    return shapes.left(()) * element + shapes.transient
+    return shapes.left(()) * element_bytes(dtype) + shapes.fixed + shapes.transient
 
 
 def footprint(
-    shapes: ModelShapes, recipe: Recipe, device: str, element: int, context: int, batch: int
+    shapes: ModelShapes, recipe: Recipe, device: str, dtype: str, context: int, batch: int
 ) -> Footprint | None:
-    """What a cell takes on a device, with a key-value cache of `batch` times `context` tokens; None
-    where the recipe's size does not follow from shapes.
+    """What a cell takes on a device in a dtype, such as `bfloat16`, with a key-value cache of
+    `batch` times `context` tokens; None where the recipe's size does not follow from shapes.
 
     Raises:
         QuantizeError, KernelError: if the recipe cannot be made of the model, or served.
     """
-    kernel = served_by(shapes, recipe, device)
-    size = method(recipe.method).predicted_bytes(shapes, recipe, kernel, element)
+    kernel, element = served_by(shapes, recipe, device), element_bytes(dtype)
+    size = method(recipe.method).predicted_bytes(shapes.in_dtype(dtype), recipe, kernel, element)
     if size is None:
         return None
     kept = CACHED.get(kernel, element)
@@ -100,8 +106,8 @@ def footprint(
         recipe,
         kernel,
         size,
-        base_bytes(shapes, element),
-        shapes.left(()),
+        base_bytes(shapes, dtype),
+        shapes.parameters,
         None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, kept),
     )
 

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 #: kinds of layers, as transformers calls them, and whether they keep all tokens
 KINDS = {"full_attention": True, "sliding_attention": False, "chunked_attention": False}
 #: what a configuration has whose layers keep something else
-OTHERWISE = ("kv_lora_rank", "ssm_state_size", "state_size", "mamba_d_state", "rwkv_version")
+OTHERWISE = (
+    "kv_lora_rank",
+    "ssm_state_size",
+    "state_size",
+    "mamba_d_state",
+    "rwkv_version",
+    "num_kv_shared_layers",  # which read what another layer keeps, as in Gemma 3n
+    "is_heterogeneous",  # heads differ from layer to layer, as in Gemma 4
+)
 
 
 class CacheShape(NamedTuple):
@@ -29,11 +37,12 @@ class CacheShape(NamedTuple):
 def caches(config: PreTrainedConfig) -> tuple[CacheShape, ...] | None:
     """What the layers of a causal language model keep; None where its configuration is silent."""
     text: Any = config.get_text_config(decoder=True)
+    if any(getattr(text, key, None) for key in OTHERWISE):
+        return None
     layers = getattr(text, "num_hidden_layers", None)
     heads = getattr(text, "num_attention_heads", None)
     hidden = getattr(text, "hidden_size", None)
-    unusual = any(getattr(text, key, None) for key in OTHERWISE)
-    if unusual or not isinstance(layers, int) or not isinstance(heads, int) or hidden is None:
+    if not isinstance(layers, int) or not isinstance(heads, int) or hidden is None:
         return None
     if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
         keeping = 1

@@ -56,8 +56,11 @@ def shapes_of_config(path: Path) -> ModelShapes:
         raise SourceError(f"it cannot be read: {error}") from None
     if not isinstance(given, dict):
         raise SourceError("it is no configuration, which has keys and values")
+    names = given.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SourceError(f"config: architectures: expected a list of names, got {names!r}")
     config = complete_config(given)
-    said = " ".join(map(str, given.get("architectures") or ()))
+    said = " ".join(names)
     task: Task = next((task for task, ending in HEADS.items() if ending in said), "causal-lm")
     return shapes_of(skeleton(config, task))
 

@@ -57,6 +57,7 @@ class LockedModel(Entry):
         None, strict=False, description="nor this: numbers of each token, and of how many"
     )
     fixed: _Count = 0
+    buffers: _Count = 0
 
     @classmethod
     def of(cls, source: str, shapes: ModelShapes) -> LockedModel:
@@ -73,6 +74,7 @@ class LockedModel(Entry):
             file=None if file is None else LockedFile.of(file),
             cache=shapes.cache,
             fixed=shapes.fixed,
+            buffers=shapes.buffers,
         )
 
     def shapes(self) -> ModelShapes:
@@ -87,6 +89,7 @@ class LockedModel(Entry):
             file=None if self.file is None else self.file.shapes(),
             cache=None if self.cache is None else tuple(CacheShape(*one) for one in self.cache),
             fixed=self.fixed,
+            buffers=self.buffers,
         )
 
 

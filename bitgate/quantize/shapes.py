@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import cache
 from typing import TYPE_CHECKING
@@ -72,7 +72,8 @@ class ModelShapes:
     those of buffers that are not saved; `tied` says that the head's weight is also the embedding,
     which `others` then counts. It counts `convolutions` too, which few methods quantize. `fixed` is
     the bytes of persistent buffers of whole numbers, such as the counters of batch norms, which
-    stay what they are in a model of any dtype; `others` is without them.
+    stay what they are in a model of any dtype; `others` is without them. `buffers` counts those of
+    its elements that are no parameters, such as the means of batch norms.
     """
 
     linears: tuple[LinearShape, ...]
@@ -88,6 +89,17 @@ class ModelShapes:
     #: what attention keeps of tokens; None where nothing says it, or the model generates none
     cache: tuple[CacheShape, ...] | None = None
     fixed: int = 0
+    buffers: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Their elements, tied ones once."""
+        return self.left(()) - self.buffers
+
+    def in_dtype(self, dtype: str) -> ModelShapes:
+        """The same model, its floating-point numbers in a dtype, by torch's name: types of as many
+        bytes have names of different lengths in a file's header."""
+        return self if self.file is None else replace(self, file=replace(self.file, dtype=dtype))
 
     def left(self, quantized: Collection[str]) -> int:
         """Elements of all that stays as it is where linear layers of these names are quantized,
@@ -143,7 +155,7 @@ def shapes_of(module: nn.Module) -> ModelShapes:
         id(p) for n, m in linears.items() if not (tied and n == head) for p in m.parameters()
     }
     others = {id(p): p.numel() for p in module.parameters() if id(p) not in in_linears}
-    transient = fixed = 0
+    transient = fixed = buffers = 0
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
             if name in part._non_persistent_buffers_set:
@@ -151,6 +163,7 @@ def shapes_of(module: nn.Module) -> ModelShapes:
             elif not buffer.is_floating_point():
                 fixed += buffer.numel() * buffer.element_size()
             else:
+                buffers += 0 if id(buffer) in others else buffer.numel()
                 others[id(buffer)] = buffer.numel()
     return ModelShapes(
         linears=tuple(
@@ -166,6 +179,7 @@ def shapes_of(module: nn.Module) -> ModelShapes:
         file=_file(module, linears.keys()),
         cache=_cache(module),
         fixed=fixed,
+        buffers=buffers,
     )
 
 

@@ -75,7 +75,7 @@ class Prediction:
     """A model, and what becomes of it under each recipe."""
 
     model: str
-    numbers: int  #: parameters
+    parameters: int
     base: int  #: bytes in memory
     tied: bool
     cache: int | None
@@ -91,8 +91,8 @@ class Prediction:
             cache = f"{_mib(self.cache)} MiB"
         tokens = f"{setting.batch} x {setting.context} tokens"
         return (
-            f"{self.model}: {self.numbers:,} parameters{tied}; {_mib(self.base)} MiB as it is, in "
-            f"{setting.dtype}; key-value cache of {tokens}: {cache}"
+            f"{self.model}: {self.parameters:,} parameters{tied}; {_mib(self.base)} MiB as it is, "
+            f"in {setting.dtype}; key-value cache of {tokens}: {cache}"
         )
 
     @property
@@ -120,7 +120,7 @@ def legend(setting: Setting, found: Sequence[Prediction]) -> Iterator[str]:
     )
     rows = [row for prediction in found for row in prediction.rows]
     if any(not row.footprint.exact for row in rows):
-        yield "~: tensors only, the header of the file (under 0.1 %) is not predicted."
+        yield "~: tensors only; the file's header, which is not predicted, comes on top."
 
 
 def terminal(setting: Setting, found: Sequence[Prediction]) -> Iterator[Any]:
@@ -181,7 +181,7 @@ def as_json(
 def _model_json(setting: Setting, prediction: Prediction) -> dict[str, Any]:
     return {
         "model": prediction.model,
-        "parameters": prediction.numbers,
+        "parameters": prediction.parameters,
         "tied": prediction.tied,
         "base_bytes": prediction.base,
         "cache_bytes": prediction.cache,

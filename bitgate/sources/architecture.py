@@ -32,6 +32,18 @@ STILL_READ = {
     "torch_dtype",
 }
 
+#: what transformers and torch raise of a configuration that no model can be made of
+UNUSABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def read_config(model: Model, directory: Path | None) -> PreTrainedConfig:
     """The configuration: of the model's directory, or else from the catalog."""
@@ -41,7 +53,7 @@ def read_config(model: Model, directory: Path | None) -> PreTrainedConfig:
     if directory is not None:
         try:
             return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, *UNUSABLE) as error:
             raise SourceError(f"{directory}: no usable config.json: {error}") from error
     if model.config is None:
         raise SourceError("this kind of source brings no config.json: the key `config` is missing")
@@ -60,6 +72,8 @@ def config_from(config: Mapping[str, Any]) -> PreTrainedConfig:
     kind = fields.pop("model_type", None)
     if kind is None:
         raise SourceError("config: the key `model_type` is missing, such as 'llama'")
+    if not isinstance(kind, str):
+        raise SourceError(f"config: model_type: expected a name such as 'llama', got {kind!r}")
     if kind not in CONFIG_MAPPING:
         raise SourceError(
             f"config: model_type: transformers {version('transformers')} knows no {kind!r}; "
@@ -67,7 +81,7 @@ def config_from(config: Mapping[str, Any]) -> PreTrainedConfig:
         )
     try:
         return AutoConfig.for_model(kind, **fields)
-    except (ValueError, KeyError, TypeError, ArithmeticError, StrictDataclassError) as error:
+    except (*UNUSABLE, StrictDataclassError) as error:
         raise SourceError(f"config: {_last_line(error)}") from error
 
 
@@ -103,6 +117,17 @@ SHAPING = (
     "num_attention_heads",
     "intermediate_size",
 )
+#: the same of mixtures of experts, which call one thing this or that
+SHAPING_EXPERTS = (
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "n_shared_experts",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
+#: what no model has none of, experts apart
+POSITIVE = (*SHAPING, "num_key_value_heads", "head_dim")
 
 
 def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
@@ -112,14 +137,20 @@ def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
     Raises:
         SourceError: if one is missing, or the architecture is not known.
     """
-    for key in SHAPING:
-        if isinstance(number := given.get(key), int) and number <= 0:
-            raise SourceError(f"config: {key}: expected a number above 0, got {number}")
-    config = config_from(given)
-    missing = list(_missing(config, given, ""))
+    parts = {"": given}
     for name in ("text_config", "vision_config"):  # of models that take both
         if isinstance(inner := given.get(name), Mapping):
-            missing += _missing(getattr(config, name), inner, f"{name}.")
+            parts[f"{name}."] = inner
+    for where, part in parts.items():
+        for key in POSITIVE:
+            if isinstance(number := part.get(key), int) and number <= 0:
+                raise SourceError(f"config: {where}{key}: expected a number above 0, got {number}")
+    config = config_from(given)
+    missing: list[str] = []
+    for where, part in parts.items():
+        of_part = getattr(config, where[:-1]) if where else config
+        if dataclasses.is_dataclass(of_part):  # and no key that this architecture does not know
+            missing += _missing(of_part, part, where)
     if missing:
         one = len(missing) == 1
         raise SourceError(
@@ -131,10 +162,16 @@ def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
 
 def _missing(config: Any, given: Mapping[str, Any], where: str) -> Iterator[str]:
     """Keys that shapes follow from and that only the library's default says."""
-    known = {field.name for field in dataclasses.fields(config)}
-    for standard in SHAPING:
-        key = config.attribute_map.get(standard, standard)
-        if key in known and getattr(config, key) is not None and not {key, standard} & given.keys():
+    known, seen = {field.name for field in dataclasses.fields(config)}, set[str]()
+    aliases: Mapping[str, str] = config.attribute_map
+    for standard in (*SHAPING, *SHAPING_EXPERTS):
+        one = aliases.get(standard, standard)
+        names = {one, *(name for name, other in aliases.items() if other == one)}
+        if one in seen or not names & known or names & given.keys():
+            continue
+        seen.add(one)
+        key = one if one in known else min(names & known)
+        if getattr(config, key) is not None:
             yield where + key
 
 
@@ -159,7 +196,7 @@ def made(config: PreTrainedConfig, task: Task, **options: Any) -> nn.Module:
 
     Raises:
         SourceError: if the architecture has nothing for this task, or is of a library that is
-            missing.
+            missing; or if no model can be made of the configuration.
     """
     if config.model_type == "timm_wrapper" and find_spec("timm") is None:
         raise SourceError(
@@ -167,15 +204,41 @@ def made(config: PreTrainedConfig, task: Task, **options: Any) -> nn.Module:
             "pip install 'bitgate[images]'"
         )
     config.architectures = config.architectures or []
+    auto = auto_class(task)
     try:
-        module: nn.Module = auto_class(task).from_config(config, trust_remote_code=False, **options)
-    except (ValueError, ImportError) as error:  # the latter: nothing of that name in timm
+        module: nn.Module = auto.from_config(config, trust_remote_code=False, **options)
+    except UNUSABLE as error:
         if "Unrecognized configuration class" in str(error):  # and all that would be, by name
             raise SourceError(
                 f"config: transformers has no {HEADS[task]} of {config.model_type}"
             ) from None
-        raise SourceError(f"config: {error}") from error
+        raise SourceError(f"config: {_of_field(config, error)}") from error
     return module
+
+
+def _of_field(config: PreTrainedConfig, error: Exception) -> str:
+    """What an error is about: where it can be told, which field of the configuration."""
+    if isinstance(error, KeyError):
+        value = next(iter(error.args), None)
+        found = next(_called(config.to_dict(), value), None)
+        if value is not None and found is not None:
+            return f"{found}: transformers {version('transformers')} knows no {value!r}"
+    if str(error).startswith("Padding_idx"):  # torch's name of it
+        text = config.get_text_config()
+        return f"pad_token_id: {getattr(text, 'pad_token_id', None)} is outside of the vocabulary"
+    if isinstance(error, ValueError | ImportError):  # written for whoever configures
+        return str(error)
+    said = str(error).strip().partition("\n")[0]
+    return f"transformers can make no {config.model_type} of it: {type(error).__name__}: {said}"
+
+
+def _called(fields: Mapping[str, Any], value: object) -> Iterator[str]:
+    """Which of the fields, and of those within them, have a value."""
+    for key, found in fields.items():
+        if isinstance(found, Mapping):
+            yield from (f"{key}.{inner}" for inner in _called(found, value))
+        elif found == value:
+            yield str(key)
 
 
 def task_of(module: nn.Module) -> Task:

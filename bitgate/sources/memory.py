@@ -49,7 +49,9 @@ def available_memory(device: str) -> int:
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        # what torch keeps of freed tensors is this process's own to use again
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + kept)
     import psutil
 
     available = int(psutil.virtual_memory().available)

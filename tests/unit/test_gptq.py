@@ -132,6 +132,17 @@ def test_size_and_file(quantized, execution, tmp_path, model, changes):
     assert served.memory_bytes() == predicted.memory
 
 
+def test_in_bfloat16_to_the_byte(llama, recipe, tmp_path):
+    """From shapes that know no dtype, as those of a configuration."""
+    with torch.device("meta"):
+        shapes = shapes_of(llama()).in_dtype("bfloat16")
+    base = llama(dtype=torch.bfloat16)
+    loaded = LoadedModel(base, Bytes(), "made here", None)
+    ours.quantize(loaded, recipe(), torch.bfloat16).save(tmp_path / "file")
+    predicted = ours.predicted_bytes(shapes, recipe(), "gptqmodel", 2)
+    assert (tmp_path / "file").stat().st_size == predicted.disk
+
+
 grouping = st.builds(
     Grouping,
     out_features=st.integers(1, 8).map(lambda n: 8 * n),

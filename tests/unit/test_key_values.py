@@ -53,7 +53,7 @@ def test_by_hand():
     assert found == (CacheShape(2 * 16 * 8 * 64, None),)
 
 
-@pytest.mark.parametrize("kind", ["mamba", "deepseek_v3", "jamba"])
+@pytest.mark.parametrize("kind", ["mamba", "deepseek_v3", "jamba", "gemma3n_text", "gemma4_text"])
 def test_what_keeps_something_else_is_not_guessed(kind):
     assert caches(config_from({"model_type": kind})) is None
 

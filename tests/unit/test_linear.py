@@ -217,6 +217,17 @@ def test_size_and_file_of(llama, quantized, execution, tmp_path, model, recipe, 
     assert check_size_and_file(base, made, execution, tmp_path / "file") == kernel
 
 
+@pytest.mark.parametrize("recipe", [INTEGERS, {"bits": 5, "group_size": 16}], ids=str)
+def test_in_bfloat16_to_the_byte(llama, quantized, tmp_path, recipe):
+    """From shapes that know no dtype, as those of a configuration."""
+    with torch.device("meta"):
+        shapes = shapes_of(llama(attention_bias=True)).in_dtype("bfloat16")
+    made = quantized(llama(attention_bias=True, dtype=torch.bfloat16), **recipe)
+    made.save(tmp_path / "file")
+    predicted = predicted_bytes(shapes, made.recipe, "dequantize", 2)
+    assert (tmp_path / "file").stat().st_size == predicted.disk
+
+
 def test_layers_hold_what_the_arithmetic_says(llama, quantized):
     base = llama(attention_bias=True)
     made = quantized(base, bits=3, group_size=16)

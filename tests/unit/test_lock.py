@@ -115,7 +115,7 @@ def test_everything_of_the_shapes_comes_back():
     convolution = ConvolutionShape("c", 8, 27, bias=True, place=0, norm="n", norm_elements=32)
     shapes = ModelShapes(tuple(layers("a.0.b", "a.1.b")), 7, 4, None, False, (convolution,))
     assert LockedModel.of("x", shapes).shapes() == shapes
-    shapes = replace(shapes, model_type="mistral")
+    shapes = replace(shapes, model_type="mistral", fixed=8, buffers=3)
     assert LockedModel.of("x", shapes).shapes() == shapes
 
 

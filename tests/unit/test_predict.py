@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from bitgate.catalog import DEFAULTS, load_entries
 from bitgate.cli import main
 from bitgate.quantize import method, recipe_types
-from bitgate.quantize.footprint import Need, meant, need, nominal_bits
+from bitgate.quantize.footprint import Need, base_bytes, meant, need, nominal_bits
 
 TINY = {
     "model_type": "llama",
@@ -88,6 +88,42 @@ def test_from_the_configuration_alone_to_the_byte(
         assert found[name]["memory_bytes"] == served.memory_bytes()
 
 
+EXACT = (
+    "hqq-w4g64",
+    "hqq-w3g64",
+    "hqq-w4g64-head4",
+    "bitsandbytes-int8",
+    "bitsandbytes-nf4",
+    "bitsandbytes-nf4-double",
+    "linear-w4g64",
+    "linear-w8-channel-symmetric",
+    "torchao-w8",
+)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_in_sixteen_bits_to_the_byte(predict, config, loaded, tmp_path, dtype):
+    """Both take two bytes, but not as many in a header, which names them tensor by tensor."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from bitgate.sources.architecture import config_from
+
+    asked = [part for name in EXACT for part in ("--recipe", name)]
+    given = {"attention_bias": True, "tie_word_embeddings": False}
+    found = cells(predict("--config", config(**given), *asked, "--dtype", dtype, "--json"))
+    AutoModelForCausalLM.from_config(config_from({**TINY, **given})).save_pretrained(
+        tmp_path / "saved"
+    )
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=getattr(torch, dtype))
+    base = base.eval().requires_grad_(False)
+    known = load_entries(DEFAULTS, recipe_types()).recipes
+    for name in EXACT:
+        made = method(known[name].method).quantize(loaded(base), known[name], base.dtype)
+        made.save(tmp_path / "file")
+        assert (name, found[name]["disk_bytes"]) == (name, (tmp_path / "file").stat().st_size)
+
+
 def test_a_locked_model_needs_no_torch(tmp_path):
     """Whoever asks for what comes with Bitgate waits for nothing."""
     import subprocess
@@ -127,6 +163,28 @@ def test_llama_2_7b(predict):
     assert nf4["fits"] == "alone"  # 13.5 GB of base are too much beside it
 
 
+def test_what_batch_norms_count_and_keep_are_no_parameters(predict):
+    """torchvision says 3,504,872 parameters of MobileNetV2. Its 52 norms keep 17,056 means and as
+    many variances in float32 too, and a counter each, of 8 bytes."""
+    asked = ("--model", "mobilenet-v2", "--dtype", "float32", "--memory", "8", "--json")
+    (model,) = json.loads(predict(*asked).stdout)["models"]
+    assert model["parameters"] == 3_504_872
+    assert model["base_bytes"] == 4 * (3_504_872 + 2 * 17_056) + 52 * 8 == 14_156_352
+    by_name = {cell["recipe"]: cell for cell in model["cells"]}
+    assert by_name["linear-w8-channel"]["rule_of_thumb_bytes"] == 3_504_872
+
+
+def test_parameters_and_bytes_as_torch_counts_them():
+    from bitgate.quantize import shapes_of
+    from bitgate.sources.architecture import config_from, skeleton
+
+    config = config_from({"model_type": "mobilenet_v2", "num_labels": 10, "depth_multiplier": 0.5})
+    module = skeleton(config, "image-classification")
+    shapes = shapes_of(module)
+    assert shapes.parameters == sum(parameter.numel() for parameter in module.parameters())
+    assert base_bytes(shapes, "float32") == sum(t.nbytes for t in module.state_dict().values())
+
+
 @pytest.mark.parametrize(("gib", "fits"), [("1000", "yes"), ("0.001", "alone"), ("0.0005", "no")])
 def test_whether_it_fits(predict, config, gib, fits):
     """The base takes 1,313,280 bytes, at 8 bits 465,408, a cache of 4 x 16 tokens 65,536: with
@@ -135,6 +193,28 @@ def test_whether_it_fits(predict, config, gib, fits):
     content = json.loads(predict("--config", config(), *asked, "--json").stdout)
     assert content["models"][0]["cache_bytes"] == 4 * 16 * 2 * 2 * 2 * 32 * 4
     assert content["models"][0]["cells"][0]["fits"] == fits
+
+
+@pytest.mark.parametrize("gib", ["nan", "inf", "1e400", "1e308", "0", "-inf"])
+def test_an_amount_of_memory_that_is_none(predict, config, gib):
+    done = predict("--config", config(), "--memory", gib, status=2)
+    assert "Invalid value for '--memory'" in done.stderr
+
+
+def test_where_free_memory_is_not_known(predict, config, monkeypatch):
+    """As in a container without /proc."""
+    monkeypatch.setattr("psutil.PROCFS_PATH", "/nonexistent")
+    done = predict("--config", config(), status=4)
+    assert "ERROR: how much memory is free is not known here: " in done.stderr
+    assert "give --memory GIB" in done.stderr
+    assert "nf4" in predict("--config", config(), "--memory", "8").stdout
+
+
+def test_a_cache_whose_layers_differ_is_not_guessed(predict, config):
+    """Gemma 4's full attention has wider heads than its sliding one."""
+    path = config(model_type="gemma4_text", architectures=["Gemma4ForCausalLM"], head_dim=32)
+    done = predict("--config", path, "--recipe", "nf4", "--memory", "8", "--json")
+    assert json.loads(done.stdout)["models"][0]["cache_bytes"] is None
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -230,6 +310,16 @@ def test_the_bits_that_a_rule_of_thumb_takes(recipe, bits):
             {"vocab_size": None, "num_hidden_layers": None},
             "vocab_size, num_hidden_layers: these keys are missing",
         ),
+        ({"model_type": "mixtral"}, "num_local_experts: this key is missing"),
+        (
+            {"model_type": "qwen2_moe", "num_experts": 4},
+            "moe_intermediate_size, shared_expert_intermediate_size: these keys are missing",
+        ),
+        ({"model_type": "qwen3_moe", "moe_intermediate_size": 64}, " num_experts: this key is"),
+        (
+            {"model_type": "deepseek_v3", "n_shared_experts": 1},
+            "n_routed_experts, moe_intermediate_size: these keys are missing",
+        ),
         ({"hidden_size": "abc"}, "'hidden_size' expected int, got str (value: 'abc')"),
         ({"num_hidden_layers": -1}, "num_hidden_layers: expected a number above 0, got -1"),
         ({"hidden_size": 100, "num_attention_heads": 3}, "(100) is not a multiple of the number"),
@@ -240,6 +330,26 @@ def test_the_bits_that_a_rule_of_thumb_takes(recipe, bits):
         ({"model_type": None}, "the key `model_type` is missing, such as 'llama'"),
         ({"model_type": "lama"}, "model_type: transformers"),
         ({"model_type": "lama"}, "knows no 'lama'; did you mean 'llama'?"),
+        ({"model_type": ["llama"]}, "model_type: expected a name such as 'llama', got ['llama']"),
+        ({"architectures": 5}, "architectures: expected a list of names, got 5"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures: expected a list of names, got 'L"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: expected a number above 0, got 0"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads: expected a number above 0, got -1"),
+        ({"head_dim": 0}, "head_dim: expected a number above 0, got 0"),
+        ({"hidden_act": "foo"}, "hidden_act: transformers"),
+        ({"hidden_act": "foo"}, "knows no 'foo'"),
+        ({"rope_scaling": {"rope_type": "zzz"}}, "rope_parameters.rope_type: transformers"),
+        ({"pad_token_id": 500}, "pad_token_id: 500 is outside of the vocabulary"),
+        ({"torch_dtype": "zzz"}, "module 'torch' has no attribute 'zzz'"),
+        (
+            {"quantization_config": 5},
+            "transformers can make no llama of it: AttributeError: 'int' object has no attribute",
+        ),
+        ({"text_config": {"hidden_size": 64}}, "transformers can make no llama of it: Attribute"),
+        (
+            {"model_type": "llava", "text_config": {**TINY, "head_dim": 0}},
+            "text_config.head_dim: expected a number above 0, got 0",
+        ),
     ],
 )
 def test_a_configuration_that_says_too_little(predict, config, changes, said):
@@ -247,6 +357,18 @@ def test_a_configuration_that_says_too_little(predict, config, changes, said):
     assert "ERROR: --config: " in done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("key", ["num_local_experts", "num_experts"])
+def test_experts_by_either_name(predict, config, key):
+    """By hand: three matrices of 128 x 256 for each expert, and a row of the gate."""
+    asked = ("--recipe", "nf4", "--memory", "8", "--json")
+    numbers = []
+    for count in (2, 3):
+        path = config(model_type="mixtral", architectures=["MixtralForCausalLM"], **{key: count})
+        (model,) = json.loads(predict("--config", path, *asked).stdout)["models"]
+        numbers.append(model["parameters"])
+    assert numbers[1] - numbers[0] == 2 * (3 * 128 * 256 + 128)
 
 
 @pytest.mark.parametrize(("content", "said"), [("{", "it cannot be read"), ("[]", "no config")])

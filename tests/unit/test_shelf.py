@@ -32,9 +32,9 @@ def model(llama, tmp_path_factory):
 
 @pytest.fixture
 def case(model):
-    def make(bits=4):
+    def make(bits=4, output=8):
         recipe = quantize.method("hqq").RECIPE(method="hqq", bits=bits, group_size=64)
-        workload = PhaseWorkload(kind="decode", name="b1", prompt=4, output=8, threads=1)
+        workload = PhaseWorkload(kind="decode", name="b1", prompt=4, output=output, threads=1)
         return Case(Cell(model, recipe), workload, "commit")
 
     return make
@@ -213,7 +213,10 @@ def test_only_what_is_not_loaded_yet_has_to_fit(shelf, case, loads, monkeypatch)
 
 
 def test_a_cell_at_hand_is_not_asked_for_room_again(shelf, case, monkeypatch):
+    """But each phase is for its cache: of 12 tokens, 12 KiB, of 2000 tokens, 2 MB."""
     shelf.execution(case())
     shelf.quantized(case())
-    room(monkeypatch, 0)
+    room(monkeypatch, 20_000)
     shelf.execution(case())
+    with pytest.raises(DoesNotFit, match=r"of cpu: \(key-value cache 0.00\) GiB x 1.15"):
+        shelf.execution(case(output=1996))

@@ -205,6 +205,13 @@ def test_tied_parameters_count_once():
     assert tied == sum(p.numel() for p in load_model(shape()).module.parameters())
 
 
+def test_what_torch_keeps_of_freed_tensors_is_available(monkeypatch):
+    for name, value in {"memory_reserved": 50, "memory_allocated": 20}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
+    assert memory.available_memory("cuda:0") == 100 + 30
+
+
 def test_headroom_is_the_callers(monkeypatch):
     config = read_config(shape(), None)
     monkeypatch.setattr(memory, "available_memory", lambda device: count_parameters(config) * 5)
