@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -122,13 +124,27 @@ def _features_once(
     device, dtype = reader()
 
     def build(folder: Path) -> None:
-        found = features(module().to(device, dtype), items, label)
+        with _all_cores():
+            found = features(module().to(device, dtype), items, label)
         save_file({"features": found}, folder / FILE)
 
     versions = [version("torch"), version("transformers")]
     key = fingerprint, device, str(dtype), *versions, items.fingerprint
     found: Tensor = load_file(once(AREA, *key, build=build, label=label) / FILE)["features"]
     return found
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Measurements use few threads, to be steady; this is only waited for."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _reordered(items: LabelledItems, order: list[int]) -> LabelledItems:
