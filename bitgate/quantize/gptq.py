@@ -26,7 +26,7 @@ from bitgate.kernels.affine import Affine, Grouping
 from bitgate.quantize import Extra, QuantizeError, Size
 from bitgate.quantize.calibration import calibration_windows
 from bitgate.quantize.file_sizes import Stored
-from bitgate.quantize.replaced import ReplacedModel, read, replace
+from bitgate.quantize.replaced import ReplacedModel, put, read, replace
 from bitgate.quantize.replaced_sizes import StoredLayer, predicted_size
 from bitgate.quantize.selection import SelectiveRecipe, block_of, no_flag
 from bitgate.quantize.shapes import LinearShape, ModelShapes, shapes_of
@@ -213,16 +213,11 @@ def _served_bytes(grouping: Grouping, linear: LinearShape, kernel: str) -> int:
 
 
 def quantize(model: LoadedModel, recipe: GptqRecipe, dtype: torch.dtype) -> ReplacedModel:
-    """Quantize the layers of a model as the recipe says; everything else is shared with it.
-
-    The library works on a copy, as it changes the weights that it is given.
-    """
-    from copy import deepcopy
-
+    """Quantize the layers of a model as the recipe says; everything else is shared with it."""
     layers = groupings(shapes_of(model.module), recipe)
     text = calibration_windows(model, recipe, recipe.calibration).cpu()
     device = next(model.module.parameters()).device
-    solved = _solved(deepcopy(model.module).cpu(), recipe, layers, text)
+    solved = _solved(to_work_on(model, layers), recipe, layers, text)
     parts = {name: LAYERS.tensors(solved.get_submodule(name)) for name in layers}
     biases = {name: solved.get_submodule(name).bias for name in layers}
     del solved
@@ -235,8 +230,35 @@ def quantize(model: LoadedModel, recipe: GptqRecipe, dtype: torch.dtype) -> Repl
         bias = None if bias is None else bias.clone().to(device)
         return LAYERS.rebuild(recipe, {}, own, bias, dtype)
 
-    module = replace(model.module, {name: name for name in layers}, make)
+    names = {name: name for name in layers}
+    module = replace(model.module, names, make, expendable=model.expendable)
     return _warm(ReplacedModel(module, recipe, tuple(layers), LAYERS, dtype))
+
+
+def to_work_on(model: LoadedModel, layers: Iterable[str]) -> nn.Module:
+    """The model on the CPU and in memory of its own, for a library that changes the weights that it
+    is given.
+
+    An expendable one hands its `layers` over, of which nothing is left in it: only the rest is
+    there twice, and one layer while it is handed over.
+    """
+    from copy import deepcopy
+
+    from torch import nn
+
+    if not model.expendable:
+        return deepcopy(model.module).cpu()
+    taken: dict[str, nn.Module] = {}
+
+    def hand_over(layer: nn.Module, name: str) -> nn.Module:
+        taken[name] = deepcopy(layer).cpu()
+        return nn.Identity()
+
+    rest = replace(model.module, {name: name for name in layers}, hand_over, expendable=True)
+    copy = deepcopy(rest).cpu()
+    for name, layer in taken.items():
+        put(copy, name, layer)
+    return copy
 
 
 def _solved(

@@ -282,6 +282,19 @@ def test_the_base_and_the_process_stay_as_they_are(llama, recipe, capfd, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_base_that_is_used_up(llama, quantized, recipe):
+    base = llama()
+    loaded = LoadedModel(base, Bytes(), "", None, expendable=True)
+    used_up = ours.quantize(loaded, recipe(), torch.float32)
+    assert used_up.module is base
+    _, kept = quantized()
+    for (first, a), (second, b) in zip(kept.weights(), used_up.weights(), strict=True):
+        assert first == second
+        assert (a - b).norm() < 0.01 * a.norm()
+    shared = kept.module.state_dict().keys()
+    assert base.state_dict().keys() == shared
+
+
 def test_only_the_layers_chosen_are_quantized(quantized):
     base, found = quantized(layers=["*.v_proj", "*.1.mlp.*"], label="some")
     linears = {n for n, m in found.module.named_modules() if type(m) is nn.Linear}
