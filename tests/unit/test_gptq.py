@@ -22,7 +22,10 @@ from bitgate.kernels.served import tensor_bytes
 from bitgate.measure.weights import weight_errors
 from bitgate.quantize import QuantizeError, shapes_of
 from bitgate.quantize import gptq as ours
-from bitgate.quantize.gptq import GptqRecipe, layer_bytes, load, unpackable, unpacked
+from bitgate.quantize.gptq import load
+from bitgate.quantize.gptq_files import LAYERS, PARTS, unpacked
+from bitgate.quantize.gptq_recipe import GptqRecipe
+from bitgate.quantize.gptq_sizes import layer_bytes, unpackable
 from bitgate.sources import LoadedModel, reporting_to
 
 TOKENS = torch.arange(24).reshape(2, 12)
@@ -158,7 +161,7 @@ def test_packing_rules_are_the_librarys(grouping):
     linear = nn.Linear(columns, rows)
     spread = scale[:, group_of], zero[:, group_of]
     linear.weight.data = (codes - spread[1]) * spread[0]
-    layer = ours.LAYERS.layer_class()(
+    layer = LAYERS.layer_class()(
         bits=bits,
         group_size=grouping.group_size,
         sym=True,
@@ -169,7 +172,7 @@ def test_packing_rules_are_the_librarys(grouping):
         register_buffers=False,
     )
     layer.pack_original(linear, scale, zero, group_of)
-    kept = [*(getattr(layer, part) for part in ours.PARTS), layer.bias]
+    kept = [*(getattr(layer, part) for part in PARTS), layer.bias]
     assert sum(tensor.nbytes for tensor in kept) == layer_bytes(grouping, bias=True)
     assert torch.equal(unpacked(layer.qweight, bits).T.int(), codes.int())
     assert torch.equal(unpacked(layer.qzeros.T, bits)[:rows].float(), zero)
