@@ -212,7 +212,7 @@ def _refuse_groups(widths: tuple[int, ...], group_size: int, shapes: ModelShapes
     """A size of groups that hqq has not, or that does not fit a layer at one of the widths; of a
     model whose shapes are not known, only the former."""
     from bitgate.catalog import CatalogError, parse
-    from bitgate.quantize.hqq import HqqRecipe
+    from bitgate.quantize.hqq_recipe import HqqRecipe
     from bitgate.quantize.misfits import GROUP_SIZES, refusal
 
     def first(size: int) -> str | None:
@@ -314,7 +314,7 @@ class _Search:
 
 
 def _recipe(plan: Plan) -> Any:
-    from bitgate.quantize.hqq import HqqRecipe
+    from bitgate.quantize.hqq_recipe import HqqRecipe
 
     return HqqRecipe(plan=plan)
 

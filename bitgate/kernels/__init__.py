@@ -12,6 +12,7 @@ from importlib import import_module
 from itertools import combinations
 from typing import Protocol
 
+from bitgate.catalog import nearest
 from bitgate.kernels.affine import Affine, Grouping
 from bitgate.kernels.extra import Extra
 
@@ -61,6 +62,18 @@ class Kernel(Protocol):
 def kernel(name: str) -> Kernel:
     """The kernel module called `name`."""
     return import_module(KERNELS[name][0])
+
+
+def named(name: str, known: Iterable[str]) -> str:
+    """A kernel's name as a recipe gives it: `auto`, or one of those known.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    known = ("auto", *known)
+    if name not in known:
+        raise ValueError(f"no kernel is called {name!r}; {nearest(name, known)}")
+    return name
 
 
 def missing(name: str) -> str | None:

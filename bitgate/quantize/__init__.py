@@ -1,7 +1,8 @@
 """Quantization methods, one file each, behind one protocol.
 
-A method's file holds its `Recipe` subclass and, as functions, the protocol below. It is imported
-during collection, so whatever is heavy is imported inside the functions.
+A method's file holds its `Recipe` subclass and, as functions, the protocol below; where it would be
+long, METHOD_recipe.py, METHOD_sizes.py, METHOD_layers.py and METHOD_files.py beside it hold parts.
+It is imported during collection, so whatever is heavy is imported inside the functions.
 """
 
 from __future__ import annotations

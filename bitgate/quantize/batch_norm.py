@@ -25,7 +25,8 @@ def followers(module: nn.Module) -> dict[str, str]:
     if not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
         return {}  # most language models: nothing to trace
     try:
-        nodes = fx.symbolic_trace(module).graph.nodes
+        # `symbolic_trace` makes a module of it, which holds the layers until it is collected
+        nodes = fx.Tracer().trace(module).nodes
     except (fx.proxy.TraceError, TypeError, NotImplementedError):
         return {}
     calls = [node for node in nodes if node.op == "call_module"]

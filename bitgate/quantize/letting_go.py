@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
 #: of <asm-generic/mman-common.h>: take these pages away. Those of a private mapping of a file are
 #: read from the file again, should anybody ask for them; any others would be zero
@@ -24,12 +24,12 @@ MADV_DONTNEED = 4
 MAPS = Path("/proc/self/maps")
 
 
-def let_go(layer: nn.Module) -> None:
-    """Give back the memory of a layer's weights, which nobody may use any more; without effect
-    where the platform has no means. Weights in memory of their own are freed with the layer."""
-    for parameter in layer.parameters():
-        if parameter.device.type == "cpu":
-            start, size = parameter.data_ptr(), parameter.numel() * parameter.element_size()
+def let_go(tensors: Iterable[Tensor]) -> None:
+    """Give back the memory of tensors, which nobody may use any more; without effect where the
+    platform has no means. What is in memory of its own is freed with its tensor."""
+    for tensor in tensors:
+        if tensor.device.type == "cpu":
+            start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
             # whole pages only: the first and the last may be a neighbour's, too
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             last = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -81,17 +81,21 @@ def quantize_module(
 
     layers = plans(shapes_of(module), recipe)
     for name in layers:
-        if reason := _unquantizable(module.get_submodule(name)):
-            raise QuantizeError(f"recipe {recipe.name}: {name}: {reason}")
-    module = _without_norms(module, layers)
+        _refuse_padding(name, module.get_submodule(name), recipe)
+    module = _without_norms(module, layers, expendable=expendable)
     if recipe.activation_bits is None:
-        made = replace(
-            module,
-            layers,
-            lambda layer, plan: _dequantized(layer, plan, dtype),
-            expendable=expendable,
-        )
+        # a weight is read when its turn has come, not before: of those that are mapped from a file
+        # one at a time is in memory
+        def make(layer: nn.Module, how: tuple[str, Plan]) -> nn.Module:
+            name, plan = how
+            _refuse_infinities(name, layer, recipe)
+            return _dequantized(layer, plan, dtype)
+
+        named = {name: (name, plan) for name, plan in layers.items()}
+        made = replace(module, named, make, expendable=expendable)
         return LinearModel(made, recipe, tuple(layers), WEIGHTS, dtype)
+    for name in layers:
+        _refuse_infinities(name, module.get_submodule(name), recipe)
     try:
         seen = linear_calibration.calibrate(module, layers, batches, recipe.percentile)
     except QuantizeError as error:
@@ -114,17 +118,21 @@ class LinearModel(ReplacedModel):
         return kernels.serving(kernel, self.layer(name).form.grouping)
 
 
-def _unquantizable(layer: Any) -> str | None:
-    """What shapes do not tell; None if nothing is in the way."""
+def _refuse_padding(name: str, layer: Any, recipe: LinearRecipe) -> None:
+    if (mode := getattr(layer, "padding_mode", "zeros")) != "zeros":
+        raise QuantizeError(
+            f"recipe {recipe.name}: {name}: padding_mode {mode!r}: only zeros are known"
+        )
+
+
+def _refuse_infinities(name: str, layer: Any, recipe: LinearRecipe) -> None:
     if not layer.weight.isfinite().all():
-        return "a weight is not finite"
-    if getattr(layer, "padding_mode", "zeros") != "zeros":
-        return f"padding_mode {layer.padding_mode!r}: only zeros are known"
-    return None
+        raise QuantizeError(f"recipe {recipe.name}: {name}: a weight is not finite")
 
 
-def _without_norms(module: nn.Module, layers: Mapping[str, Plan]) -> nn.Module:
-    """A copy of the module in which quantized convolutions do what a batch norm did after them."""
+def _without_norms(module: nn.Module, layers: Mapping[str, Plan], *, expendable: bool) -> nn.Module:
+    """A copy of the module, or an `expendable` one itself, in which quantized convolutions do what
+    a batch norm did after them."""
     from torch import nn
 
     from bitgate.quantize.batch_norm import folded
@@ -133,8 +141,14 @@ def _without_norms(module: nn.Module, layers: Mapping[str, Plan]) -> nn.Module:
     norms = {name: norm for name, norm in found.items() if norm is not None}
     if not norms:
         return module
-    module = replace(module, norms, lambda layer, norm: folded(layer, module.get_submodule(norm)))
-    return replace(module, dict.fromkeys(norms.values()), lambda norm, _: nn.Identity())
+    module = replace(
+        module,
+        norms,
+        lambda layer, norm: folded(layer, module.get_submodule(norm)),
+        expendable=expendable,
+    )
+    gone = dict.fromkeys(norms.values())
+    return replace(module, gone, lambda norm, _: nn.Identity(), expendable=expendable)
 
 
 def _form(layer: Any, plan: Plan) -> Form:

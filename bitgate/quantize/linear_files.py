@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from bitgate.quantize.linear_layers import Form
 
+    Parts = Mapping[str, Tensor]
+    Packed = tuple[Tensor, Tensor, Tensor | None]  #: codes, scale and, unless symmetric, zero
+
 
 class _Weights:
     """Layers of which only the weight is quantized."""
@@ -44,11 +47,18 @@ class _Weights:
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> nn.Module:
+        from bitgate.quantize.linear_layers import Form
+
+        form = Form(**{**meta, "shape": tuple(meta["shape"])})
+        packed = parts["codes"], parts["scale"], None if form.symmetric else parts["zero"]
+        return self._layer(form, packed, bias, recipe, parts)
+
+    def _layer(
+        self, form: Form, packed: Packed, bias: Tensor | None, recipe: LinearRecipe, parts: Parts
+    ) -> nn.Module:
         from bitgate.quantize.linear_layers import DequantizedLayer
 
-        form = _form_again(meta)
-        zero = None if form.symmetric else parts["zero"]
-        return DequantizedLayer(form, parts["codes"], parts["scale"], zero, bias)
+        return DequantizedLayer(form, *packed, bias)
 
     def dequantize(self, layer: Any) -> Tensor:
         weight: Tensor = layer.quantized_weight().dequantize()
@@ -79,32 +89,23 @@ class _Integers(_Weights):
     def tensors(self, layer: Any) -> dict[str, Tensor]:
         return {**super().tensors(layer), "input": layer.input, "output": layer.output}
 
-    def rebuild(
-        self,
-        recipe: LinearRecipe,
-        meta: Mapping[str, Any],
-        parts: Mapping[str, Tensor],
-        bias: Tensor | None,
-        dtype: torch.dtype,
+    def _layer(
+        self, form: Form, packed: Packed, bias: Tensor | None, recipe: LinearRecipe, parts: Parts
     ) -> nn.Module:
         from bitgate.quantize.linear_layers import IntegerLayer
 
         assert recipe.activation_bits is not None
-        form = _form_again(meta)
-        zero = None if form.symmetric else parts["zero"]
-        weight = form.unpacked(parts["codes"], parts["scale"], zero)
         return IntegerLayer(
-            form, weight, bias, parts["input"], parts["output"], recipe.activation_bits
+            form,
+            form.unpacked(*packed),
+            bias,
+            parts["input"],
+            parts["output"],
+            recipe.activation_bits,
         )
 
     def affine(self, layer: Any) -> Affine:
         raise QuantizeError("its inputs and outputs are integers too; no other kernel takes it")
-
-
-def _form_again(meta: Mapping[str, Any]) -> Form:
-    from bitgate.quantize.linear_layers import Form
-
-    return Form(**{**meta, "shape": tuple(meta["shape"])})
 
 
 WEIGHTS, INTEGERS = _Weights(), _Integers()

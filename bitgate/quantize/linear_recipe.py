@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bitgate import kernels
-from bitgate.catalog import Dataset, Recipe, nearest
+from bitgate.catalog import Dataset, Recipe
 from bitgate.quantize.selection import SelectiveRecipe
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -53,10 +53,7 @@ class LinearRecipe(SelectiveRecipe):
     @field_validator("kernel")
     @classmethod
     def _kernel_exists(cls, name: str) -> str:
-        known = ("auto", *kernels.NAMES, INTEGER)
-        if name not in known:
-            raise ValueError(f"no kernel is called {name!r}; {nearest(name, known)}")
-        return name
+        return kernels.named(name, (*kernels.NAMES, INTEGER))
 
     @model_validator(mode="after")
     def _keys_go_together(self) -> LinearRecipe:

@@ -13,7 +13,9 @@ from math import prod
 from typing import Any, Literal
 
 from bitgate.catalog import Recipe
-from bitgate.quantize import QuantizeError, bitsandbytes, hqq, method
+from bitgate.quantize import QuantizeError, method
+from bitgate.quantize.bitsandbytes_sizes import statistics_bytes
+from bitgate.quantize.hqq_sizes import groupings
 from bitgate.quantize.shapes import ModelShapes
 
 #: bytes of a unit
@@ -67,10 +69,10 @@ class Counting:
 
     def _beside(self, shapes: ModelShapes, recipe: Any) -> int:
         if self.meta:
-            return self.meta * len(hqq.groupings(shapes, recipe))
+            return self.meta * len(groupings(shapes, recipe))
         if not self.statistics:
             layers = recipe.selected(shapes)
-            return -sum(bitsandbytes.statistics_bytes(layer, recipe) for layer in layers)
+            return -sum(statistics_bytes(layer, recipe) for layer in layers)
         return 0
 
 

@@ -204,20 +204,17 @@ def _exchange(
     from bitgate.quantize.letting_go import let_go, trim
 
     layer = module.get_submodule(name)
-    shared = is_shared(module, layer)
     put(module, name, make(layer, how))
-    if not shared:
-        let_go(layer)
+    let_go(left_over(layer, module))
     del layer
     trim()
 
 
-def is_shared(module: nn.Module, layer: nn.Module) -> bool:
-    """Whether another part of the module has one of the layer's own tensors, as a tied embedding
-    has the head's weight."""
-    own = {tensor.data_ptr() for tensor in layer.parameters()}
-    elsewhere = (part for part in module.modules() if part is not layer)
-    return any(p.data_ptr() in own for part in elsewhere for p in part.parameters(recurse=False))
+def left_over(layer: nn.Module, module: nn.Module) -> list[Tensor]:
+    """Those of a replaced layer's parameters that no part of the module has: an embedding may have
+    a head's weight, and what stands in the layer's place its bias."""
+    kept = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    return [tensor for tensor in layer.parameters() if tensor.data_ptr() not in kept]
 
 
 def share(module: nn.Module) -> nn.Module:

@@ -60,16 +60,16 @@ def pytest_collection(session: pytest.Session) -> None:
 
 def configured(change: Callable[[dict[str, Any]], None]) -> None:
     """Change what hqq is told."""
-    from bitgate.quantize import hqq
+    from bitgate.quantize import hqq_layers
 
-    original = hqq._library_config
+    original = hqq_layers.library_config
 
     def config(grouping: Any, solver: bool) -> dict[str, Any]:
         made = original(grouping, solver)
         change(made["weight_quant_params"])
         return made
 
-    hqq._library_config = config
+    hqq_layers.library_config = config
 
 
 def quantized(change: Callable[[Any], None]) -> None:

@@ -65,7 +65,7 @@ from bitgate.kernels import gemlite
 from bitgate.kernels.affine import Affine, Grouping
 from bitgate.kernels.served import tensor_bytes
 from bitgate.quantize import method, shapes_of
-from bitgate.quantize.hqq import LAYERS
+from bitgate.quantize.hqq_files import LAYERS
 from bitgate.sources.models import LoadedModel
 
 

@@ -22,7 +22,8 @@ from bitgate.catalog import CatalogError, Execution, parse
 from bitgate.kernels import KernelError, NotHereError
 from bitgate.quantize import QuantizeError, kernel_names, shapes_of
 from bitgate.quantize import bitsandbytes as ours
-from bitgate.quantize.bitsandbytes import KERNEL, PACKED, BitsAndBytesRecipe
+from bitgate.quantize.bitsandbytes_recipe import KERNEL, PACKED, BitsAndBytesRecipe
+from bitgate.quantize.bitsandbytes_sizes import code_bytes, statistics_bytes
 from bitgate.quantize.shapes import LinearShape
 
 TOKENS = torch.arange(24).reshape(2, 12)
@@ -231,8 +232,8 @@ def test_any_shape(quantize, kind, shape):
     layer, linear = quantized.layer("0"), LinearShape("0", shape[1], shape[0], bias=False)
     parts = {k: t.nbytes for k, t in quantized.codec.tensors(layer).items()}
     recipe = quantized.recipe
-    assert parts.pop("codes") == ours.code_bytes(linear, recipe)
-    assert sum(parts.values()) == ours.statistics_bytes(linear, recipe)
+    assert parts.pop("codes") == code_bytes(linear, recipe)
+    assert sum(parts.values()) == statistics_bytes(linear, recipe)
 
 
 def test_published_sizes_of_opt_350m():
@@ -254,7 +255,7 @@ def test_published_sizes_of_opt_350m():
     for keys, published in (({"type": "int8"}, 359354368), ({"type": "nf4"}, 207835136)):
         recipe = BitsAndBytesRecipe(**keys)
         layers = recipe.selected(shapes)
-        counted = sum(ours.statistics_bytes(layer, recipe) for layer in layers)
+        counted = sum(statistics_bytes(layer, recipe) for layer in layers)
         predicted = ours.predicted_bytes(shapes, recipe, KERNEL, 2)
         assert predicted.tensors - counted == published
         assert counted > 0

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from bitgate.catalog import Execution, Model
 from bitgate.kernels.served import probe, tensor_bytes
 from bitgate.quantize import method, shapes_of
-from bitgate.quantize.hqq import HqqRecipe
+from bitgate.quantize.hqq_recipe import HqqRecipe
 from bitgate.quantize.linear import LinearRecipe
 from bitgate.quantize.shapes import head_of
 from bitgate.sources import SourceError, architecture, load_model

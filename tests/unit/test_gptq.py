@@ -22,7 +22,10 @@ from bitgate.kernels.served import tensor_bytes
 from bitgate.measure.weights import weight_errors
 from bitgate.quantize import QuantizeError, shapes_of
 from bitgate.quantize import gptq as ours
-from bitgate.quantize.gptq import GptqRecipe, layer_bytes, load, unpackable, unpacked
+from bitgate.quantize.gptq import load
+from bitgate.quantize.gptq_files import LAYERS, PARTS, unpacked
+from bitgate.quantize.gptq_recipe import GptqRecipe
+from bitgate.quantize.gptq_sizes import layer_bytes, unpackable
 from bitgate.sources import LoadedModel, reporting_to
 
 TOKENS = torch.arange(24).reshape(2, 12)
@@ -169,7 +172,7 @@ def test_packing_rules_are_the_librarys(grouping):
     linear = nn.Linear(columns, rows)
     spread = scale[:, group_of], zero[:, group_of]
     linear.weight.data = (codes - spread[1]) * spread[0]
-    layer = ours.LAYERS.layer_class()(
+    layer = LAYERS.layer_class()(
         bits=bits,
         group_size=grouping.group_size,
         sym=True,
@@ -180,7 +183,7 @@ def test_packing_rules_are_the_librarys(grouping):
         register_buffers=False,
     )
     layer.pack_original(linear, scale, zero, group_of)
-    kept = [*(getattr(layer, part) for part in ours.PARTS), layer.bias]
+    kept = [*(getattr(layer, part) for part in PARTS), layer.bias]
     assert sum(tensor.nbytes for tensor in kept) == layer_bytes(grouping, bias=True)
     assert torch.equal(unpacked(layer.qweight, bits).T.int(), codes.int())
     assert torch.equal(unpacked(layer.qzeros.T, bits)[:rows].float(), zero)
@@ -291,6 +294,19 @@ def test_the_base_and_the_process_stay_as_they_are(llama, recipe, capfd, monkeyp
     assert all(tensor.data_ptr() in pointers for tensor in rest.values())
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_that_is_used_up(llama, quantized, recipe):
+    base = llama()
+    loaded = LoadedModel(base, Bytes(), "", None, expendable=True)
+    used_up = ours.quantize(loaded, recipe(), torch.float32)
+    assert used_up.module is base
+    _, kept = quantized()
+    for (first, a), (second, b) in zip(kept.weights(), used_up.weights(), strict=True):
+        assert first == second
+        assert (a - b).norm() < 0.01 * a.norm()
+    shared = kept.module.state_dict().keys()
+    assert base.state_dict().keys() == shared
 
 
 def test_only_the_layers_chosen_are_quantized(quantized):

@@ -15,7 +15,9 @@ from bitgate.kernels.affine import Grouping
 from bitgate.kernels.served import tensor_bytes
 from bitgate.quantize import QuantizeError, shapes_of
 from bitgate.quantize import hqq as ours
-from bitgate.quantize.hqq import HqqRecipe, code_bytes, load, predicted_bytes, unpackable
+from bitgate.quantize.hqq import load, predicted_bytes
+from bitgate.quantize.hqq_recipe import HqqRecipe
+from bitgate.quantize.hqq_sizes import code_bytes, unpackable
 
 TOKENS = torch.arange(24).reshape(2, 12)
 

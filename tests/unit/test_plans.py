@@ -18,7 +18,8 @@ from bitgate.kernels.int4x2_linear import Int4x2Linear
 from bitgate.kernels.served import tensor_bytes
 from bitgate.quantize import LinearShape, ModelShapes, QuantizeError, shapes_of
 from bitgate.quantize import hqq as method
-from bitgate.quantize.hqq import HqqRecipe
+from bitgate.quantize.hqq_recipe import HqqRecipe
+from bitgate.quantize.hqq_sizes import groupings
 from bitgate.quantize.plans import HEAD, matches, part_in_block, plan_of, units, widths
 
 LLAMA = [
@@ -211,7 +212,7 @@ def test_a_recipe_names_its_plan(project):
     assert recipe.bits is recipe.group_size is None  # so no gate for 4 bits means it
     message = r"plans\.toml: \[plan\.mine\]: rule 1: part: no linear layer of a block is attention"
     with pytest.raises(QuantizeError, match=message):
-        method.groupings(shapes(["m.layers.0.fc"]), recipe)
+        groupings(shapes(["m.layers.0.fc"]), recipe)
 
 
 def test_a_text_that_it_was_searched_on_is_not_scored(project):

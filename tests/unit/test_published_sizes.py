@@ -8,7 +8,7 @@ import pytest
 
 from bitgate.catalog import DEFAULTS, load_entries
 from bitgate.quantize import QuantizeError, recipe_types
-from bitgate.quantize.hqq import HqqRecipe
+from bitgate.quantize.hqq_recipe import HqqRecipe
 from bitgate.quantize.linear import LinearRecipe
 from bitgate.quantize.lock import Locks
 from bitgate.quantize.published import (

@@ -12,7 +12,7 @@ from bitgate.gates.thresholds import Bound
 from bitgate.gates.verdict import judge
 from bitgate.measure.quantization import quantization
 from bitgate.quantize import hqq as method
-from bitgate.quantize.hqq import HqqRecipe
+from bitgate.quantize.hqq_recipe import HqqRecipe
 
 MIB = 2**20
 

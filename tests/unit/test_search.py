@@ -20,7 +20,7 @@ from bitgate.measure.search import Budget, Candidate, best_within, cheapest_with
 from bitgate.measure.sensitivity import Sensitivity
 from bitgate.metric import Interval, Metric
 from bitgate.quantize import LinearShape, method, shapes_of
-from bitgate.quantize.hqq import HqqRecipe
+from bitgate.quantize.hqq_recipe import HqqRecipe
 from bitgate.quantize.lock import Lock, LockedModel
 from bitgate.quantize.plans import HEAD, units, widths
 from bitgate.sources import declared

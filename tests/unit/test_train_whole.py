@@ -13,7 +13,7 @@ from bitgate.catalog import Execution, LabelledDataset, Model
 from bitgate.kernels.served import tensor_bytes
 from bitgate.measure.quantization import bytes_on_disk
 from bitgate.quantize import method, shapes_of
-from bitgate.quantize.hqq import HqqRecipe
+from bitgate.quantize.hqq_recipe import HqqRecipe
 from bitgate.quantize.shapes import head_of
 from bitgate.sources import SourceError, fetch_config, fingerprint, load_items, load_model
 from bitgate.sources.architecture import skeleton
