@@ -64,8 +64,11 @@ def _overview(catalog: Catalog, ruled: Thresholds) -> None:
     from rich.table import Table
 
     table = Table(title=ruled.file, title_justify="left", box=None, pad_edge=False)
-    for column in ("gate", "for", "requires", *CADENCES):
-        table.add_column(column, overflow="fold", justify="right" if column in CADENCES else "left")
+    for column in ("gate", "for", "requires"):
+        table.add_column(column, overflow="fold")
+    for cadence in CADENCES:  # each runs what those before it do, and more
+        heading = cadence if cadence == CADENCES[0] else f"+ {cadence}"
+        table.add_column(heading, overflow="fold", justify="right")
     met = [
         (
             case.cadence,
