@@ -28,8 +28,8 @@ def write(reporter: pytest.TerminalReporter, session: Session) -> None:
     )
     idle = unmatched(session.thresholds, {gate for r in session.results.values() for gate in r.met})
     if idle:
-        said = f"{len(idle)} gates met no case of this run; `bitgate gates` says which meet how many"
-        reporter.write_line(said, light=True)
+        said = "gates met no case of this run; `bitgate gates` says which meet how many"
+        reporter.write_line(f"{len(idle)} {said}", light=True)
     if folder is not None:
         cases = [result.case.key for result in session.results.values()]
         before = newest(folder, cases, but=[Path(path) for path in session.saved])
