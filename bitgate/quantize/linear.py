@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bitgate.quantize.linear_calibration import Ranges
-    from bitgate.quantize.linear_layers import DequantizedLayer, Form, IntegerLayer
+    from bitgate.quantize.linear_layers import DequantizedLayer, IntegerLayer
     from bitgate.sources import LoadedModel
 
 RECIPE = LinearRecipe
@@ -151,22 +151,11 @@ def _without_norms(module: nn.Module, layers: Mapping[str, Plan], *, expendable:
     return replace(module, gone, lambda norm, _: nn.Identity(), expendable=expendable)
 
 
-def _form(layer: Any, plan: Plan) -> Form:
-    from bitgate.quantize.linear_layers import Form
-
-    convolution = None
-    if plan.convolution is not None:
-        keys = ("stride", "padding", "dilation", "groups")
-        convolution = {key: getattr(layer, key) for key in keys}
-    shape = tuple(layer.weight.shape)
-    return Form(shape, plan.bits, plan.group_size, plan.symmetric, convolution)
-
-
 def _dequantized(layer: Any, plan: Plan, dtype: torch.dtype) -> DequantizedLayer:
-    from bitgate.quantize.linear_layers import DequantizedLayer
+    from bitgate.quantize.linear_layers import DequantizedLayer, Form
     from bitgate.quantize.linear_math import quantize_weight
 
-    form = _form(layer, plan)
+    form = Form(**plan.form())
     weight = quantize_weight(layer.weight, plan.group_size, plan.bits, plan.symmetric, dtype)
     return DequantizedLayer(form, *form.packed(weight), _bias(layer))
 
@@ -176,12 +165,12 @@ def _integer(
 ) -> IntegerLayer:
     import torch
 
-    from bitgate.quantize.linear_layers import IntegerLayer
+    from bitgate.quantize.linear_layers import Form, IntegerLayer
     from bitgate.quantize.linear_math import grid, quantize_weight
 
     assert recipe.activation_bits is not None
     bits = recipe.activation_bits
-    form = _form(layer, plan)
+    form = Form(**plan.form())
     weight = quantize_weight(layer.weight, plan.group_size, plan.bits, plan.symmetric, dtype)
 
     def of(ends: tuple[Tensor, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bitgate import kernels
 from bitgate.kernels.affine import Grouping
@@ -37,6 +38,21 @@ class Plan:
     @property
     def groups(self) -> int:
         return self.weights // self.group_size
+
+    def form(self) -> dict[str, Any]:
+        """What `linear_layers.Form` is made of, and what a file says of the layer."""
+        shape: tuple[int, ...] = self.outputs, self.inputs
+        patches = None if self.convolution is None else self.convolution.patches
+        if patches is not None:
+            height, width = patches.size
+            shape = self.outputs, self.inputs // (height * width), height, width
+        return {
+            "shape": shape,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+            "convolution": None if patches is None else patches.arguments,
+        }
 
     @property
     def grouping(self) -> Grouping:
@@ -115,18 +131,17 @@ def predicted_bytes(shapes: ModelShapes, recipe: LinearRecipe, kernel: str, elem
     else:
         served = sum(_served_bytes(plan, kernel, element) for plan in quantized.values())
     tensors, memory = rest_bytes + packed, rest_bytes + served + shapes.transient
-    if any(plan.convolution for plan in quantized.values()):
-        return Size(tensors, memory)  # stride and padding are in the header, and in no shape
-    floats, biased = float_type(shapes, element), {x.name: x.bias for x in shapes.linears}
-    integers = recipe.activation_bits is not None
+    convolutions = [plan.convolution for plan in quantized.values() if plan.convolution]
+    if any(convolution.patches is None for convolution in convolutions):
+        return Size(tensors, memory)  # of a lock that does not have what the header says of them
+    floats, integers = float_type(shapes, element), recipe.activation_bits is not None
+    biased = {linear.name: linear.bias for linear in shapes.linears}
+    biased |= {c.name: c.bias or c.norm is not None for c in convolutions}
     return predicted_size(
         shapes,
         recipe,
         (INTEGERS if integers else WEIGHTS).format,
-        {
-            n: stored(p, bool(recipe.activation_bits), floats, biased[n])
-            for n, p in quantized.items()
-        },
+        {name: stored(plan, integers, floats, biased[name]) for name, plan in quantized.items()},
         element,
         tensors=tensors,
         memory=memory,
@@ -134,7 +149,7 @@ def predicted_bytes(shapes: ModelShapes, recipe: LinearRecipe, kernel: str, elem
 
 
 def stored(plan: Plan, integers: bool, floats: str, bias: bool) -> StoredLayer:
-    """What is written of a linear layer; `integers` says that inputs and outputs are some, too."""
+    """What is written of a layer; `integers` says that inputs and outputs are some, too."""
     parts = {
         "codes": Stored("U8", (packed_size(plan.weights, plan.bits),)),
         "scale": Stored(floats, (plan.groups,)),
@@ -143,14 +158,7 @@ def stored(plan: Plan, integers: bool, floats: str, bias: bool) -> StoredLayer:
         parts["zero"] = Stored("U8", (packed_size(plan.groups, plan.bits),))
     if integers:
         parts |= {"input": Stored("F32", (2,)), "output": Stored("F32", (2,))}
-    form = {
-        "shape": [plan.outputs, plan.inputs],
-        "bits": plan.bits,
-        "group_size": plan.group_size,
-        "symmetric": plan.symmetric,
-        "convolution": None,
-    }
-    return StoredLayer(parts, form, ("I32" if integers else floats) if bias else None)
+    return StoredLayer(parts, plan.form(), ("I32" if integers else floats) if bias else None)
 
 
 def _packed_bytes(plan: Plan, element: int) -> int:

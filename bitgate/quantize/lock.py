@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from bitgate.catalog import DEFAULTS, Entry, Model
-from bitgate.quantize.folding import fold, fold_tensors, unfold, unfold_tensors
+from bitgate.quantize.folding import (
+    fold,
+    fold_tensors,
+    patches_read,
+    patches_written,
+    unfold,
+    unfold_tensors,
+)
 from bitgate.quantize.key_values import CacheShape
 from bitgate.quantize.shapes import ConvolutionShape, FileShapes, ModelShapes
 from bitgate.sources import declared
@@ -69,7 +76,7 @@ class LockedModel(Entry):
             others=shapes.others,
             transient=shapes.transient,
             linears=fold(shapes.linears),
-            convolutions=tuple(asdict(convolution) for convolution in shapes.convolutions),
+            convolutions=tuple(map(_written, shapes.convolutions)),
             model_type=shapes.model_type,
             file=None if file is None else LockedFile.of(file),
             cache=shapes.cache,
@@ -84,13 +91,24 @@ class LockedModel(Entry):
             transient=self.transient,
             head=self.head,
             tied=self.tied,
-            convolutions=tuple(ConvolutionShape(**one) for one in self.convolutions),
+            convolutions=tuple(map(_read, self.convolutions)),
             model_type=self.model_type,
             file=None if self.file is None else self.file.shapes(),
             cache=None if self.cache is None else tuple(CacheShape(*one) for one in self.cache),
             fixed=self.fixed,
             buffers=self.buffers,
         )
+
+
+def _written(convolution: ConvolutionShape) -> dict[str, Any]:
+    written, patches = asdict(convolution), convolution.patches
+    return {**written, "patches": None if patches is None else patches_written(patches)}
+
+
+def _read(written: dict[str, Any]) -> ConvolutionShape:
+    patches = written.get("patches")
+    of = None if patches is None else patches_read(patches)
+    return ConvolutionShape(**{**written, "patches": of})
 
 
 class _File(Entry):

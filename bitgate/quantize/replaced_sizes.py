@@ -51,7 +51,8 @@ def predicted_size(
     tensors: int,
     memory: int,
 ) -> Size:
-    """The size of a model in which linear `layers` are quantized, and other numbers have `element`
+    """The size of a model in which `layers` are quantized, convolutions with the batch norms that
+    can be folded into them among those, and other numbers have `element`
     bytes.
 
     `tensors` are the bytes of all tensors as the method counts them: of the file no more is known
@@ -86,13 +87,22 @@ def _tensors(
     shapes: ModelShapes, file: FileShapes, layers: Mapping[str, StoredLayer], floats: str
 ) -> dict[str, Stored]:
     """Every tensor of the file; tied weights are there once, under their first name."""
-    found = {tensor.name: Stored(tensor.integer or floats, tensor.shape) for tensor in file.tensors}
+    convolutions = [one for one in shapes.convolutions if one.name in layers]
+    replaced = {part for one in convolutions for part in (one.name, one.norm)}
+    found = {
+        tensor.name: Stored(tensor.integer or floats, tensor.shape)
+        for tensor in file.tensors
+        if tensor.name.rpartition(".")[0] not in replaced
+    }
+    outputs = {one.name: one.out_features for one in shapes.linears}
+    outputs |= {one.name: one.out_features for one in convolutions}
+    for name, layer in layers.items():
+        for part, stored in layer.parts.items():
+            found[f"{name}.{part}"] = stored
+        if layer.bias is not None:
+            found[f"{name}.bias"] = Stored(layer.bias, (outputs[name],))
     for linear in shapes.linears:
-        if (layer := layers.get(linear.name)) is not None:
-            for part, stored in layer.parts.items():
-                found[f"{linear.name}.{part}"] = stored
-            if layer.bias is not None:
-                found[f"{linear.name}.bias"] = Stored(layer.bias, (linear.out_features,))
+        if linear.name in layers:
             continue
         if not (linear.name == shapes.head and shapes.tied):
             weight = linear.out_features, linear.in_features

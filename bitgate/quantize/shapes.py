@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitgate.quantize.batch_norm import followers
 from bitgate.quantize.file_sizes import escaped
@@ -29,6 +29,38 @@ class LinearShape:
 
 
 @dataclass(frozen=True)
+class Patches:
+    """Which patches of its input a 2-d convolution sees, in torch's terms: height, then width;
+    padding may be a word."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> Patches:
+        def pair(of: tuple[int, ...]) -> tuple[int, int]:
+            height, width = of
+            return height, width
+
+        padding = layer.padding if isinstance(layer.padding, str) else pair(layer.padding)
+        size, stride, dilation = map(pair, (layer.kernel_size, layer.stride, layer.dilation))
+        return cls(size, stride, padding, dilation, layer.groups)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `torch.nn.functional.conv2d`, but for the tensors."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+
+@dataclass(frozen=True)
 class ConvolutionShape:
     """One 2-d convolution, its weight as a matrix: a row per output channel."""
 
@@ -40,6 +72,7 @@ class ConvolutionShape:
     norm: str | None = None  #: the batch norm that can be folded into it
     norm_elements: int = 0
     norm_fixed: int = 0  #: bytes of its counter
+    patches: Patches | None = None  #: None in a lock written before it was asked for
 
 
 @dataclass(frozen=True)
@@ -238,6 +271,7 @@ def _convolutions(module: nn.Module) -> Iterator[ConvolutionShape]:
                 norm=norm,
                 norm_elements=sum(t.numel() for t in state if t.is_floating_point()),
                 norm_fixed=sum(tensor.numel() * tensor.element_size() for tensor in whole),
+                patches=Patches.of(part),
             )
 
 

@@ -247,12 +247,16 @@ def task_of(module: nn.Module) -> Task:
     return next((task for task, ending in HEADS.items() if name.endswith(ending)), "causal-lm")
 
 
+#: what a configuration says of where it was read from: in which dtype the weights are there, and as
+#: which class they were saved, which no GGUF file says
+READ_FROM = ("_name_or_path", "architectures", "dtype")
+
+
 def config_text(config: PreTrainedConfig) -> str:
-    """A configuration as JSON, with all defaults, but not where it was read from and in which
-    dtype: the same for a model and its skeleton."""
+    """A configuration as JSON, with all defaults, but nothing of where it was read from: the same
+    for a model and its skeleton."""
     text: str = config.to_json_string(use_diff=False)
-    kept = {k: v for k, v in json.loads(text).items() if k not in ("_name_or_path", "dtype")}
-    return json.dumps(kept)
+    return json.dumps({k: v for k, v in json.loads(text).items() if k not in READ_FROM})
 
 
 def skeleton(config: PreTrainedConfig, task: Task = "causal-lm") -> nn.Module:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bitgate.sources.cache import built, explaining_os_errors, once
 from bitgate.sources.errors import SourceError
 from bitgate.sources.fetch import SingleFile, fetch, identity
+from bitgate.sources.imports import import_transformers
 from bitgate.sources.memory import check_fits
 from bitgate.sources.progress import track
 from bitgate.sources.quiet import without_bars
@@ -40,6 +41,7 @@ def gguf_config(source: SingleFile, label: str) -> PreTrainedConfig:
 
     No tensor is read. A file that is not on this machine is fetched, and does not stay.
     """
+    import_transformers()
     from transformers import AutoConfig
 
     converted = built("gguf", *conversion_key(source))
@@ -65,6 +67,7 @@ def conversion_key(source: SingleFile) -> tuple[str | int, ...]:
 
 def convert(file: Path, into: Path, label: str) -> None:
     """Dequantize a GGUF file to fp32 and save it the way transformers does."""
+    import_transformers()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

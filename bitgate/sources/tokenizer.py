@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from bitgate.sources.errors import SourceError
+from bitgate.sources.imports import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ _known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 def read_tokenizer(directory: Path | None) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a directory, if it has one."""
+    import_transformers()
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     patterns = ("tokenizer*", "vocab.*", "*.model")

@@ -1,4 +1,5 @@
-"""transformers and hqq are imported without torch's compiler, and can still compile."""
+"""transformers and hqq are imported without torch's compiler, and can still compile; the garbage
+collector has no more to do with what they brought."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from bitgate.sources import imports
 
 def test_the_compiler_is_not_imported_and_compile_is_as_before():
     program = (
-        "import sys, torch\n"
+        "import gc, sys, torch\n"
         "before = torch.compile\n"
         "from bitgate.sources.imports import import_transformers\n"
         "import_transformers()\n"
@@ -18,6 +19,7 @@ def test_the_compiler_is_not_imported_and_compile_is_as_before():
         "from transformers import AutoModelForCausalLM\n"
         "assert torch.compile is before\n"
         "assert 'torch._inductor.compile_fx' not in sys.modules\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
