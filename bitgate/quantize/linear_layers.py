@@ -79,7 +79,20 @@ class Form:
         return QuantizedWeight(self.shape, groups, grid)
 
 
-class DequantizedLayer(nn.Module):
+class _Layer(nn.Module):
+    """What a model may read of the layer that another stands for: MobileNetV2 pads what its
+    convolutions are given by their strides and sizes itself, if `tf_padding` is set."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+        if form.convolution is not None:
+            self.kernel_size = form.shape[2:]
+            for name, value in form.convolution.items():
+                setattr(self, name, value)
+
+
+class DequantizedLayer(_Layer):
     """A linear or convolution layer whose weight is kept packed; it computes in floating point."""
 
     codes: Tensor
@@ -89,8 +102,7 @@ class DequantizedLayer(nn.Module):
     def __init__(
         self, form: Form, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None
     ) -> None:
-        super().__init__()
-        self.form = form
+        super().__init__(form)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("zero", zero)
@@ -106,7 +118,7 @@ class DequantizedLayer(nn.Module):
         return str(self.form)
 
 
-class IntegerLayer(nn.Module):
+class IntegerLayer(_Layer):
     """A linear or convolution layer that is integers from the codes of its input to those of its
     output.
 
@@ -132,8 +144,7 @@ class IntegerLayer(nn.Module):
         activation_bits: int,
     ) -> None:
         """`bias` is floating, or quantized already; a grid is its scale and zero, float32 [2]."""
-        super().__init__()
-        self.form = form
+        super().__init__(form)
         self.activation_bits = activation_bits
         scale = weight.grid.scale.reshape(-1)
         scale_of_sums = input_grid[0].double() * scale.double()

@@ -7,7 +7,7 @@ packages are imported, compiling waits for the first call.
 
 What an import makes stays until the end. Python's collector searches it all the same, again and
 again while it grows and once more as the process ends: a third of the time that `bitgate predict`
-takes (6.6 s, 4.3 without). So it rests meanwhile, and leaves out what there is by then.
+took (6.2 s, 4.1 without). So it rests meanwhile, and leaves out what there is by then.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ same logits; linear and convolution layers, weights only and integers throughout
 
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from bitgate.quantize.linear_layers import DequantizedLayer, IntegerLayer
 from bitgate.quantize.linear_math import quantize_weight
 from bitgate.quantize.linear_recipe import LinearRecipe
 from bitgate.quantize.linear_sizes import plans
+from bitgate.quantize.lock import LockedModel
 from bitgate.sources import LoadedModel
 
 TOKENS = torch.arange(24).reshape(2, 12)
@@ -443,6 +445,54 @@ def test_convolutions(network, how, symmetric):
     size = predicted_bytes(shapes, recipe, "dequantize", 4)
     assert tensor_bytes(made.module) == size.memory  # with the int64 in which a norm counts batches
     assert all(torch.equal(t, kept[name]) for name, t in network.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    torch.manual_seed(0)
+    names = {number: f"class {number}: caf\u00e9" for number in range(7)}  # the header has them
+    config = MobileNetV2Config(num_labels=7, id2label=names, depth_multiplier=0.35)
+    return MobileNetV2ForImageClassification(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"bits": 8},
+        {"bits": 3, "symmetric": True},
+        {"bits": 4, "layers": ["*.reduce_1x1.*", "*.expand_1x1.*"], "label": "1x1"},
+        INTEGERS,
+    ],
+    ids=str,
+)
+def test_a_file_with_convolutions_is_as_large_as_its_shapes_say(mobilenet, how, tmp_path):
+    """Strides, padding and groups are in its header, and come back."""
+    recipe = LinearRecipe(**{"granularity": "channel", **how})
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    made = quantize_module(mobilenet, recipe, torch.float32, images.split(2))
+    written, model = tmp_path / "file", LockedModel.of("x", shapes_of(mobilenet))
+    locked = LockedModel.model_validate_json(model.model_dump_json())
+    made.save(written)
+    for shapes in (shapes_of(mobilenet), locked.shapes()):
+        predicted = predicted_bytes(shapes, recipe, ours.kernel(shapes, recipe, "cpu"), 4)
+        assert bytes_in_file(written) == predicted.tensors
+        assert written.stat().st_size == predicted.disk
+    again = load(written).module(images).logits
+    assert torch.equal(again, made.module(images).logits)
+
+
+def test_of_a_lock_without_strides_only_the_tensors_are_predicted(mobilenet):
+    shapes = shapes_of(mobilenet)
+    old = replace(
+        shapes, convolutions=tuple(replace(one, patches=None) for one in shapes.convolutions)
+    )
+    recipe = LinearRecipe(bits=8, granularity="channel")
+    told, whole = (predicted_bytes(one, recipe, "dequantize", 4) for one in (old, shapes))
+    assert told.header == 0  # not known
+    assert told.tensors == told.disk == whole.tensors == whole.disk - whole.header
+    assert told.memory == whole.memory
 
 
 def test_convolutions_count_as_layers_in_the_models_order(network):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from bitgate.catalog import DEFAULTS, Model, load_entries
 from bitgate.cli import main
 from bitgate.quantize import LinearShape, ModelShapes, recipe_types, shapes_of
-from bitgate.quantize.folding import fold, fold_tensors, unfold, unfold_tensors
+from bitgate.quantize.folding import fold, fold_tensors, patches_read, unfold, unfold_tensors
 from bitgate.quantize.lock import FILE, Lock, LockedModel, LockError, Locks
-from bitgate.quantize.shapes import ConvolutionShape, TensorShape
+from bitgate.quantize.shapes import ConvolutionShape, Patches, TensorShape
 from bitgate.sources import declared
 
 CONFIG = """
@@ -117,6 +117,23 @@ def test_everything_of_the_shapes_comes_back():
     assert LockedModel.of("x", shapes).shapes() == shapes
     shapes = replace(shapes, model_type="mistral", fixed=8, buffers=3)
     assert LockedModel.of("x", shapes).shapes() == shapes
+
+
+PAIR = st.tuples(st.integers(1, 99), st.integers(1, 99))
+PADDING = st.tuples(st.integers(0, 9), st.integers(0, 9)) | st.sampled_from(["same", "valid"])
+
+
+@given(st.builds(Patches, PAIR, PAIR, PADDING, PAIR, st.integers(1, 999)))
+def test_patches_are_the_same_again(patches):
+    convolution = ConvolutionShape("c", 8, 27, bias=True, place=0, patches=patches)
+    shapes = ModelShapes((), 7, 4, None, False, (convolution,))
+    written = LockedModel.of("x", shapes).model_dump_json()
+    assert LockedModel.model_validate_json(written).shapes() == shapes
+
+
+def test_patches_that_cannot_be_read():
+    with pytest.raises(ValueError, match="'3x3' is not as '3x3 stride 1x1"):
+        patches_read("3x3")
 
 
 def test_what_else_a_file_holds_comes_back_and_old_locks_do_not_say_it(llama):
