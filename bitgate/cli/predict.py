@@ -209,8 +209,8 @@ def _setting(
         refuse(
             f"--device: {device} has no memory that can be asked for: {error}; give --memory GIB"
         )
-    except OSError as error:  # no /proc, as in some containers
-        refuse(f"how much memory is free is not known here: {error}; give --memory GIB")
+    if available is None:
+        refuse("how much memory is free is not known here, as without /proc; give --memory GIB")
     default = "float32" if device == "cpu" else "float16"
     return Setting(device, dtype or default, context, batch, available, memory is not None)
 

@@ -139,7 +139,7 @@ class Shelf:
         if needed is None or not needed.parts:
             return
         available = available_memory(self.device)
-        if not needed.fits(available):
+        if available is not None and not needed.fits(available):
             raise DoesNotFit(
                 f"not measured: {cell.id} does not fit in the memory of {self.device}: {needed}, "
                 f"and {available / GIB:.2f} GiB are available. Free memory, or use another device"

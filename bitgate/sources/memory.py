@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 HEADROOM = 1.15  #: of the weights: activations, a key-value cache, temporary copies
+#: version 1 of cgroups says so with the largest number of pages there can be
+_NO_LIMIT = 2**60
 _CGROUPS = (  # limit, usage, and the file whose `inactive_file` the kernel takes back on demand
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
@@ -27,11 +29,12 @@ def check_fits(
     headroom: float = HEADROOM,
     task: Task = "causal-lm",
 ) -> None:
-    """Raise DoesNotFit with the arithmetic if the model needs more memory than there is."""
+    """Raise DoesNotFit with the arithmetic if the model needs more memory than there is; where that
+    is not known, it has to be tried."""
     parameters = count_parameters(config, task)
     needed = int(parameters * dtype.itemsize * headroom)
     available = available_memory(device)
-    if needed > available:
+    if available is not None and needed > available:
         raise DoesNotFit(
             f"does not fit in the memory of {device}: {parameters:,} parameters x "
             f"{dtype.itemsize} bytes ({dtype}) x {headroom:g} headroom = {_gib(needed)} needed, "
@@ -44,8 +47,9 @@ def count_parameters(config: PreTrainedConfig, task: Task = "causal-lm") -> int:
     return sum(parameter.numel() for parameter in skeleton(config, task).parameters())
 
 
-def available_memory(device: str) -> int:
-    """Bytes that a process could still allocate there without swapping."""
+def available_memory(device: str) -> int | None:
+    """Bytes that a process could still allocate there without swapping; None where the system does
+    not say, as a sandbox without /proc."""
     if device.startswith("cuda"):
         import torch
 
@@ -54,8 +58,11 @@ def available_memory(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0] + kept)
     import psutil
 
-    available = int(psutil.virtual_memory().available)
     limit = _cgroup_available()
+    try:
+        available = int(psutil.virtual_memory().available)
+    except (OSError, psutil.Error):
+        return limit
     return available if limit is None else min(available, limit)
 
 
@@ -68,7 +75,8 @@ def _cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
             stat = dict(line.split() for line in (root / statistics).read_text().splitlines())
         except (OSError, ValueError):  # no such controller, or the limit is "max"
             continue
-        return max(0, limited - used + int(stat.get("inactive_file", 0)))
+        if limited < _NO_LIMIT:
+            return max(0, limited - used + int(stat.get("inactive_file", 0)))
     return None
 
 

@@ -204,8 +204,9 @@ def test_an_amount_of_memory_that_is_none(predict, config, gib):
 def test_where_free_memory_is_not_known(predict, config, monkeypatch):
     """As in a container without /proc."""
     monkeypatch.setattr("psutil.PROCFS_PATH", "/nonexistent")
+    monkeypatch.setattr("bitgate.sources.memory._cgroup_available", lambda: None)
     done = predict("--config", config(), status=4)
-    assert "ERROR: how much memory is free is not known here: " in done.stderr
+    assert "ERROR: how much memory is free is not known here, " in done.stderr
     assert "give --memory GIB" in done.stderr
     assert "nf4" in predict("--config", config(), "--memory", "8").stdout
 

@@ -201,6 +201,12 @@ def test_a_cell_that_does_not_fit_beside_its_base_loads_nothing(shelf, case, loa
     assert "and 0.00 GiB are available" in str(told.value)
 
 
+def test_where_free_memory_is_not_known_it_is_tried(shelf, case, loads, monkeypatch):
+    room(monkeypatch, None)
+    shelf.quantized(case())
+    assert len(loads) == 1
+
+
 def test_only_what_is_not_loaded_yet_has_to_fit(shelf, case, loads, monkeypatch):
     shelf.quantized(case(4))
     assert len(loads) == 1

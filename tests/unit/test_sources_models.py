@@ -220,7 +220,10 @@ def test_headroom_is_the_callers(monkeypatch):
         check_fits(config, torch.float32, "cpu", headroom=3)
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("1000", 700), ("max", None), (None, None)])
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("1000", 700), ("max", None), ("9223372036854771712", None), (None, None)],
+)
 def test_a_containers_limit_counts_without_what_the_kernel_takes_back(tmp_path, limit, expected):
     if limit:
         (tmp_path / "memory.max").write_text(f"{limit}\n")
