@@ -208,6 +208,14 @@ def number(x: float, digits: int = 4) -> str:
     return f"{x:.{digits}g}" if abs(x) < 1e4 else f"{x:.{digits - 1}e}"
 
 
+def decimals(x: float, places: int) -> str:
+    """So many decimals, for reading only; of what is smaller than 1 two digits, so that a small
+    model does not have 0.0 MiB."""
+    if not math.isfinite(x):
+        return str(x)
+    return f"{x:.{places}f}" if abs(x) >= 1 else f"{x:.2g}"
+
+
 def plural(unit: str, n: int) -> str:
     if n == 1:
         return unit

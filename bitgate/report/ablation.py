@@ -46,7 +46,10 @@ def ablation(
     found = [(c, _value(c, x, workloads[x]), _value(c, y, workloads[y])) for c in cells]
     whole = [(c, a, b) for c, a, b in found if a and b and a.finite and b.finite]
     if not whole:
-        raise PlotError(f"no cell of it has both {x} and {y}")
+        there = sorted({name for c in cells for one in c.records for name in one.metrics})
+        raise PlotError(
+            f"no cell of it has both {x} and {y}; its cells have {', '.join(there) or 'no metric'}"
+        )
     ends = {x: [_ends(a) for _, a, _ in whole], y: [_ends(b) for _, _, b in whole]}
     for metric, logarithmic in ((x, log_x), (y, log_y)):
         if logarithmic and min(low for low, _ in ends[metric]) <= 0:

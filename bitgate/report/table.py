@@ -12,7 +12,7 @@ from bitgate.history.cells import CellResults, front
 from bitgate.history.saved import names
 from bitgate.history.schema import Record, Value
 from bitgate.history.store import Reference
-from bitgate.metric import number
+from bitgate.metric import decimals, number
 from bitgate.report.comparison import escaped, finite, headline, run_json, value_json
 from bitgate.report.terminal import MARKS
 
@@ -187,8 +187,7 @@ def _number(taken: Value | float) -> float:
 
 def _fixed(digits: int) -> Callable[[Value | float], str]:
     def write(taken: Value | float) -> str:
-        value = _number(taken)
-        return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
+        return decimals(_number(taken), digits)
 
     return write
 

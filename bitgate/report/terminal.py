@@ -16,7 +16,7 @@ from bitgate.catalog import Kind
 from bitgate.history.record import OUTCOMES, Result
 from bitgate.history.runs import Before
 from bitgate.measure.processes import ASSUMED, UNKNOWN
-from bitgate.metric import SPECS, Metric, number
+from bitgate.metric import SPECS, Metric, decimals, number
 
 MARKS = {
     "pass": ("✓ pass", "green"),
@@ -141,8 +141,8 @@ def _energy(scale: float) -> Any:
 
 
 COLUMNS = (
-    _Column("MiB", "size_mib", "quantize", lambda m: f"{m.value:.1f}"),
-    _Column("quantize", "quantize_seconds", "quantize", lambda m: f"{m.value:.0f} s"),
+    _Column("MiB", "size_mib", "quantize", lambda m: decimals(m.value, 1)),
+    _Column("quantize", "quantize_seconds", "quantize", lambda m: f"{decimals(m.value, 0)} s"),
     _Column("perplexity", "perplexity", "perplexity", lambda m: number(m.value)),
     _Column("ratio to base", "perplexity_ratio", "perplexity", _plus_minus(3)),
     _Column("KL, nat", "kl_divergence", "perplexity", _plus_minus(3)),

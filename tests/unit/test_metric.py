@@ -6,7 +6,7 @@ import math
 import pytest
 
 from bitgate.catalog import KINDS
-from bitgate.metric import SPECS, Interval, Metric, number, plural
+from bitgate.metric import SPECS, Interval, Metric, decimals, number, plural
 
 INTERVAL = Interval(1.3294, 1.3471, 0.98, "Student t", "window", 32)
 
@@ -38,6 +38,22 @@ def test_texts():
 )
 def test_numbers(x, text):
     assert number(x) == text
+
+
+@pytest.mark.parametrize(
+    ("x", "places", "text"),
+    [
+        (97.53, 1, "97.5"),
+        (1.0, 0, "1"),
+        (0.1234, 1, "0.12"),
+        (0.046, 0, "0.046"),
+        (0.0, 1, "0"),
+        (-0.123, 0, "-0.12"),
+        (math.nan, 1, "nan"),
+    ],
+)
+def test_what_is_small_keeps_two_digits(x, places, text):
+    assert decimals(x, places) == text
 
 
 def test_plurals():

@@ -122,7 +122,7 @@ def test_the_front_and_what_is_missing(saved):
     [
         ("size", "accuracy", "--x: no metric is called 'size'"),
         ("size_mib", "acuracy", "--y: no metric is called 'acuracy'; did you mean 'accuracy'"),
-        ("size_mib", "accuracy", "no cell of it has both size_mib and accuracy"),
+        ("size_mib", "accuracy", "no cell of it has both size_mib and accuracy; its cells have "),
     ],
 )
 def test_what_cannot_be_drawn_is_said(saved, x, y, message):
