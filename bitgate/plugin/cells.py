@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from bitgate import kernels
-from bitgate.catalog import KINDS
+from bitgate.catalog import KINDS, Case
 from bitgate.plugin import again, devices, distribution, journal, options
 from bitgate.plugin.session import CASE, SESSION, Session, session_of
 
@@ -47,6 +48,12 @@ def _none(session: Session, kind: str) -> Any:
     return pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
 
 
+def case_of(item: pytest.Item, due: Mapping[str, Case]) -> Case | None:
+    """Which of the cases that are due a test is of; also of one that was left out."""
+    callspec = getattr(item, "callspec", None)
+    return due.get(callspec.params.get("case", "")) if callspec else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the cases of a model, and within it those of a cell, together: each model is loaded
@@ -63,8 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     models: dict[str, int] = {}
     cells: dict[str, int] = {}
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        case = due.get(callspec.params.get("case", "")) if callspec else None
+        case = case_of(item, due)
         if case is not None:
             item.stash[CASE] = case
     if any(CASE in item.stash for item in items):  # then nobody asks why one has none

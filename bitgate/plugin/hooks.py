@@ -364,9 +364,17 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
         saving.say_what_failed(config, config.stash[SESSION], output_json)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode
+) -> None:
     state = terminalreporter.config.stash.get(SESSION, None)
-    if state is None or terminalreporter.config.getoption("collectonly"):
+    if state is None:
+        return
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        from bitgate.plugin import summary
+
+        summary.say_what_is_due(terminalreporter, state)
+    if terminalreporter.config.getoption("collectonly"):
         return
     if state.all_in_order():
         from bitgate.plugin import summary

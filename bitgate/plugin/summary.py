@@ -9,6 +9,7 @@ import pytest
 from bitgate.gates.rules import unmatched
 from bitgate.history.runs import newest
 from bitgate.plugin import benchmark
+from bitgate.plugin.cells import case_of
 from bitgate.plugin.session import Session
 from bitgate.report import terminal
 
@@ -43,6 +44,19 @@ def write(reporter: pytest.TerminalReporter, session: Session) -> None:
         reporter.write_line(f"saved {_short(config, path)}, per-item scores beside it (.parquet)")
     budget = session.budget
     reporter.write_line(f"{budget.used / 60:.1f} min used, budget {budget.minutes}")
+
+
+def say_what_is_due(reporter: pytest.TerminalReporter, session: Session) -> None:
+    """Where -k or -m has left no case: others may be due at another cadence."""
+    left_out = reporter.stats.get("deselected", [])
+    if not any(case_of(item, session.due) for item in left_out):
+        return
+    due, all_ = len(session.due), len(session.catalog.cases("weekly"))
+    if due < all_:
+        reporter.write_line(
+            f"none was chosen of the {due} cases that are due at cadence "
+            f"{session.options.cadence}; --cadence weekly has all {all_}"
+        )
 
 
 def _short(config: pytest.Config, path: str) -> str:

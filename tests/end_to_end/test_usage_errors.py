@@ -96,3 +96,11 @@ def test_mistakes_about_workers(project, mistake):
     assert "passed" not in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert not (project.path / "there").exists()
+
+
+def test_a_choice_of_nothing_that_is_due_says_where_more_is(project):
+    done = project.run("-k", "w2g64")
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    said = "none was chosen of the 4 cases that are due at cadence commit; "
+    assert said + "--cadence weekly has all 5" in done.stdout
+    assert "none was chosen" not in project.run("-k", "w2g64", "--cadence", "weekly").stdout
