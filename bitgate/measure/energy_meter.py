@@ -54,7 +54,7 @@ class Part:
 
 
 class EnergyMeter:
-    """One tracker for all that a process measures, as setting one up takes a second."""
+    """One tracker for all that a process measures, as setting one up takes half a second."""
 
     def __init__(self, settings: EnergySettings, device: str) -> None:
         """Of the CPU and the memory, and of `device`, if it is an accelerator.

@@ -75,7 +75,6 @@ def run(job: Job) -> Seen:
     except UnavailableError as error:
         return {**seen, "unavailable": str(error)}
     _import_all(job)
-    batches = _read(job)
     _tidy()
     before = memory.now()
     memory.start()
@@ -93,13 +92,15 @@ def run(job: Job) -> Seen:
     _tidy()
     devices, seconds = dict[str, int](), dict[str, float]()
     for name in job.names:
+        inputs = _read(job.inputs, name)
         memory.start()
         start = perf_counter()
-        answer(served, batches.pop(name))
+        answer(served, inputs)
         peaks[name] = memory.peak()
         seconds[name] = perf_counter() - start
         if (in_use := device_in_use(device)) is not None:
             devices[name] = in_use
+        del inputs
         _tidy()
     return Seen(
         unavailable="",
@@ -138,14 +139,14 @@ def _import_all(job: Job) -> None:
         warm(job.method)
 
 
-def _read(job: Job) -> dict[str, Inputs]:
-    from safetensors.torch import load_file
+def _read(path: Path, name: str) -> Inputs:
+    """Those of one batch, in memory of their own: images are large, and those of the others shall
+    not count."""
+    from safetensors import safe_open
 
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(job.inputs).items():
-        name, _, part = key.rpartition("/")
-        found.setdefault(name, {})[part] = tensor
-    return dict(found)
+    with safe_open(path, "pt") as file:
+        keys = [key for key in file.keys() if key.rpartition("/")[0] == name]  # noqa: SIM118
+        return {key.rpartition("/")[2]: file.get_tensor(key).clone() for key in keys}
 
 
 def main(arguments: list[str]) -> int:

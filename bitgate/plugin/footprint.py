@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitgate.catalog import Case, EnergyWorkload, Execution, MemoryWorkload
+from bitgate.measure.measurement import MeasureError
 from bitgate.plugin.session import Session
 from bitgate.plugin.shelf import Shelf
 
@@ -21,14 +22,22 @@ T = TypeVar("T")
 
 
 class Kept:
-    """Values by key, each made when it is first asked for."""
+    """Values by key, each made when it is first asked for. What cannot be measured is not tried
+    again for each batch: a process that hangs takes half an hour."""
 
     def __init__(self) -> None:
         self._values: dict[Hashable, Any] = {}
+        self._refused: dict[Hashable, MeasureError] = {}
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key in self._refused:
+            raise self._refused[key].with_traceback(None)
         if key not in self._values:
-            self._values[key] = make()
+            try:
+                self._values[key] = make()
+            except MeasureError as error:
+                self._refused[key] = error
+                raise
         found: T = self._values[key]
         return found
 

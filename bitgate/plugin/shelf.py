@@ -130,12 +130,12 @@ class Shelf:
         Raises:
             DoesNotFit: with the arithmetic.
         """
-        cell, workload = case.cell, case.workload
+        cell = case.cell
         if self._cell is None or self._cell[0] != cell:
             self._drop_cell()
             if self._model is not None and self._model[0] != cell.model:
                 self.release()
-        needed = self._need(cell, workload if isinstance(workload, PhaseWorkload) else None)
+        needed = self._need(case)
         if needed is None or not needed.parts:
             return
         available = available_memory(self.device)
@@ -145,8 +145,10 @@ class Shelf:
                 f"and {available / GIB:.2f} GiB are available. Free memory, or use another device"
             )
 
-    def _need(self, cell: Cell, phase: PhaseWorkload | None) -> Need | None:
-        """What a case takes that is not there yet; None where nothing says it."""
+    def _need(self, case: Case) -> Need | None:
+        """What it takes that is not there yet; None where nothing says it."""
+        cell, workload = case.cell, case.workload
+        phase = workload if isinstance(workload, PhaseWorkload) else None
         loaded = self._cell is not None
         if loaded and phase is None:
             return None
@@ -162,7 +164,9 @@ class Shelf:
         if found is None:
             return None
         base = 0 if loaded or self._model is not None else found.base
-        return need(base, 0 if loaded else found.size.memory, found.cache)
+        # the process in which peaks are seen lets go of its base while it quantizes
+        quantized = 0 if loaded or isinstance(workload, MemoryWorkload) else found.size.memory
+        return need(base, quantized, found.cache)
 
     def model(self, case: Case) -> LoadedModel:
         """The unquantized model, as it was loaded."""

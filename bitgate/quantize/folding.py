@@ -1,4 +1,4 @@
-"""Lists of layers in which blocks repeat, written once each; and shapes as short texts.
+"""Lists of layers in which blocks repeat, written once each.
 
 `{"model.layers.[0-29]": {"mlp.up_proj": "1536x576"}, "lm_head": "49152x576 bias"}`: a name is
 followed by outputs x inputs, and blocks that follow each other and are alike are one entry.
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from bitgate.quantize.shapes import LinearShape, Patches, TensorShape
+from bitgate.quantize.shapes import LinearShape, TensorShape
 
 #: a layer's name, and what is within a block; nested as blocks are
 Folded = dict[str, Any]
@@ -19,10 +19,6 @@ Folded = dict[str, Any]
 _IN_BLOCK = re.compile(r"((?:.*?\.)??)(\d+)\.(.+)")
 _BLOCKS = re.compile(r"(.*)\[(\d+)-(\d+)\]")
 _LAYER = re.compile(r"(\d+)x(\d+)( bias)?")
-_PAIR = r"(\d+)x(\d+)"
-_PATCHES = re.compile(
-    rf"{_PAIR} stride {_PAIR} padding (?:{_PAIR}|(\w+)) dilation {_PAIR} groups (\d+)"
-)
 _TENSOR = re.compile(r"((?:\d+(?:x\d+)*)?)(?: ([A-Z]+\d*))?")
 
 
@@ -60,36 +56,6 @@ def unfold_tensors(folded: Folded) -> Iterator[TensorShape]:
         if found is None:
             raise ValueError(f"{name}: {written!r} is no shape such as '576' or '49152x576'")
         yield TensorShape(name, tuple(map(int, filter(None, found[1].split("x")))), found[2])
-
-
-def patches_written(patches: Patches) -> str:
-    """`"3x3 stride 2x2 padding 1x1 dilation 1x1 groups 32"`."""
-
-    def pair(of: tuple[int, int] | str) -> str:
-        return of if isinstance(of, str) else "x".join(map(str, of))
-
-    return (
-        f"{pair(patches.size)} stride {pair(patches.stride)} padding {pair(patches.padding)} "
-        f"dilation {pair(patches.dilation)} groups {patches.groups}"
-    )
-
-
-def patches_read(written: str) -> Patches:
-    """The same again.
-
-    Raises:
-        ValueError: for what `patches_written` does not write.
-    """
-    found = _PATCHES.fullmatch(written)
-    if found is None:
-        raise ValueError(
-            f"{written!r} is not as '3x3 stride 1x1 padding 0x0 dilation 1x1 groups 1' is"
-        )
-
-    def pair(first: int) -> tuple[int, int]:
-        return int(found[first]), int(found[first + 1])
-
-    return Patches(pair(1), pair(3), found[7] or pair(5), pair(8), int(found[10]))
 
 
 def _written_tensor(tensor: TensorShape) -> str:

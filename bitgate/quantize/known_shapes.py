@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bitgate.catalog import FileSource, Model, PackageSource, Task, TrainedSource
+from bitgate.catalog import FileSource, Model, PackageSource, TrainedSource
 from bitgate.quantize.lock import Locks
 from bitgate.quantize.shapes import ModelShapes, shapes_of
-from bitgate.sources.architecture import HEADS, complete_config, skeleton
+from bitgate.sources.architecture import complete_config, skeleton, task_called
 from bitgate.sources.errors import SourceError
 from bitgate.sources.models import fetch_config
 
@@ -60,9 +60,7 @@ def shapes_of_config(path: Path) -> ModelShapes:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SourceError(f"config: architectures: expected a list of names, got {names!r}")
     config = complete_config(given)
-    said = " ".join(names)
-    task: Task = next((task for task, ending in HEADS.items() if ending in said), "causal-lm")
-    return shapes_of(skeleton(config, task))
+    return shapes_of(skeleton(config, task_called(" ".join(names))))
 
 
 def name_of(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Linear quantization, written out: rounding to an evenly spaced grid, nothing else.
 
 Start with linear_math.py, which is the arithmetic. Around it: linear_recipe.py, what a recipe may
-say; linear_sizes.py, what it comes to in bytes; linear_layers.py, the layers; linear_calibration.py
+say; linear_form.py, what becomes of a layer; linear_sizes.py, what that comes to in bytes;
+linear_layers.py, the layers; linear_calibration.py
 and batch_norm.py, what integers throughout need beforehand; linear_files.py.
 """
 
@@ -16,6 +17,7 @@ from bitgate.kernels import KernelError, NotHereError
 from bitgate.quantize import QuantizeError
 from bitgate.quantize.calibration import calibration_windows
 from bitgate.quantize.linear_files import INTEGERS, WEIGHTS
+from bitgate.quantize.linear_form import Form
 from bitgate.quantize.linear_recipe import INTEGER, LinearRecipe
 from bitgate.quantize.linear_sizes import Plan, plans, predicted_bytes
 from bitgate.quantize.replaced import ReplacedModel, read, replace
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from bitgate.quantize.linear_calibration import Ranges
     from bitgate.quantize.linear_layers import DequantizedLayer, IntegerLayer
+    from bitgate.quantize.linear_math import QuantizedWeight
     from bitgate.sources import LoadedModel
 
 RECIPE = LinearRecipe
@@ -42,15 +45,15 @@ def kernel(shapes: ModelShapes, recipe: LinearRecipe, device: str) -> str:
         if device.split(":")[0] != "cpu":
             raise NotHereError(f"recipe {recipe.name}: kernel {INTEGER} does not run on {device}")
         return INTEGER
-    patches = [name for name, plan in layers.items() if plan.convolution]
-    if not patches:
-        groupings = {name: plan.grouping for name, plan in layers.items()}
+    convolutions = [name for name, plan in layers.items() if plan.convolution]
+    if not convolutions:
+        groupings = {name: plan.form.grouping for name, plan in layers.items()}
         if recipe.mixed() and recipe.kernel == "auto":
             return kernels.choose_each(device, groupings)
         return kernels.choose(recipe.kernel, device, groupings)
     if recipe.kernel in ("auto", kernels.REFERENCE):
         return kernels.REFERENCE
-    raise KernelError(f"kernel {recipe.kernel} cannot take {patches[0]}: it is a convolution")
+    raise KernelError(f"kernel {recipe.kernel} cannot take {convolutions[0]}: it is a convolution")
 
 
 def quantize(model: LoadedModel, recipe: LinearRecipe, dtype: torch.dtype) -> LinearModel:
@@ -81,7 +84,7 @@ def quantize_module(
 
     layers = plans(shapes_of(module), recipe)
     for name in layers:
-        _refuse_padding(name, module.get_submodule(name), recipe)
+        _refuse_others(name, module.get_submodule(name), recipe)
     module = _without_norms(module, layers, expendable=expendable)
     if recipe.activation_bits is None:
         # a weight is read when its turn has come, not before: of those that are mapped from a file
@@ -89,7 +92,7 @@ def quantize_module(
         def make(layer: nn.Module, how: tuple[str, Plan]) -> nn.Module:
             name, plan = how
             _refuse_infinities(name, layer, recipe)
-            return _dequantized(layer, plan, dtype)
+            return _dequantized(layer, plan.form, dtype)
 
         named = {name: (name, plan) for name, plan in layers.items()}
         made = replace(module, named, make, expendable=expendable)
@@ -102,7 +105,7 @@ def quantize_module(
         raise QuantizeError(f"recipe {recipe.name}: calibration: {error}") from None
     made = replace(
         module,
-        {name: (plan, seen[name]) for name, plan in layers.items()},
+        {name: (plan.form, seen[name]) for name, plan in layers.items()},
         lambda layer, how: _integer(layer, how[0], how[1], recipe, dtype),
         expendable=expendable,
     )
@@ -118,7 +121,19 @@ class LinearModel(ReplacedModel):
         return kernels.serving(kernel, self.layer(name).form.grouping)
 
 
-def _refuse_padding(name: str, layer: Any, recipe: LinearRecipe) -> None:
+def _refuse_others(name: str, layer: nn.Module, recipe: LinearRecipe) -> None:
+    """Convolutions that compute something else than their weight and settings say, such as timm's
+    Conv2dSame, which pads by the size of its input."""
+    from torch import nn
+
+    kind = type(layer)
+    if isinstance(layer, nn.Conv2d) and (
+        kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward
+    ):
+        raise QuantizeError(
+            f"recipe {recipe.name}: {name}: {kind.__name__} computes in a way of its own, and "
+            "not as plain convolutions do; choose others with `layers`"
+        )
     if (mode := getattr(layer, "padding_mode", "zeros")) != "zeros":
         raise QuantizeError(
             f"recipe {recipe.name}: {name}: padding_mode {mode!r}: only zeros are known"
@@ -151,33 +166,35 @@ def _without_norms(module: nn.Module, layers: Mapping[str, Plan], *, expendable:
     return replace(module, gone, lambda norm, _: nn.Identity(), expendable=expendable)
 
 
-def _dequantized(layer: Any, plan: Plan, dtype: torch.dtype) -> DequantizedLayer:
-    from bitgate.quantize.linear_layers import DequantizedLayer, Form
-    from bitgate.quantize.linear_math import quantize_weight
+def _dequantized(layer: Any, form: Form, dtype: torch.dtype) -> DequantizedLayer:
+    from bitgate.quantize.linear_layers import DequantizedLayer, packed
 
-    form = Form(**plan.form())
-    weight = quantize_weight(layer.weight, plan.group_size, plan.bits, plan.symmetric, dtype)
-    return DequantizedLayer(form, *form.packed(weight), _bias(layer))
+    return DequantizedLayer(form, *packed(form, _weight(layer, form, dtype)), _bias(layer))
 
 
 def _integer(
-    layer: Any, plan: Plan, seen: Ranges, recipe: LinearRecipe, dtype: torch.dtype
+    layer: Any, form: Form, seen: Ranges, recipe: LinearRecipe, dtype: torch.dtype
 ) -> IntegerLayer:
     import torch
 
-    from bitgate.quantize.linear_layers import Form, IntegerLayer
-    from bitgate.quantize.linear_math import grid, quantize_weight
+    from bitgate.quantize.linear_layers import IntegerLayer
+    from bitgate.quantize.linear_math import grid
 
     assert recipe.activation_bits is not None
     bits = recipe.activation_bits
-    form = Form(**plan.form())
-    weight = quantize_weight(layer.weight, plan.group_size, plan.bits, plan.symmetric, dtype)
 
     def of(ends: tuple[Tensor, Tensor]) -> Tensor:
         spanned = grid(ends[0], ends[1], bits, symmetric=False, dtype=torch.float32)
         return torch.stack([spanned.scale, spanned.zero])
 
+    weight = _weight(layer, form, dtype)
     return IntegerLayer(form, weight, _bias(layer), of(seen.input), of(seen.output), bits)
+
+
+def _weight(layer: Any, form: Form, dtype: torch.dtype) -> QuantizedWeight:
+    from bitgate.quantize.linear_math import quantize_weight
+
+    return quantize_weight(layer.weight, form.group_size, form.bits, form.symmetric, dtype)
 
 
 def _bias(layer: Any) -> Tensor | None:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from bitgate.kernels.affine import Affine
 from bitgate.quantize import QuantizeError
+from bitgate.quantize.linear_form import Form
 from bitgate.quantize.linear_recipe import LinearRecipe
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-    from bitgate.quantize.linear_layers import Form
 
     Parts = Mapping[str, Tensor]
     Packed = tuple[Tensor, Tensor, Tensor | None]  #: codes, scale and, unless symmetric, zero
@@ -31,7 +30,9 @@ class _Weights:
         return DequantizedLayer
 
     def tensors(self, layer: Any) -> dict[str, Tensor]:
-        codes, scale, zero = layer.form.packed(layer.quantized_weight())
+        from bitgate.quantize.linear_layers import packed
+
+        codes, scale, zero = packed(layer.form, layer.quantized_weight())
         return {"codes": codes, "scale": scale, **({} if zero is None else {"zero": zero})}
 
     def meta(self, layer: Any) -> dict[str, Any]:
@@ -47,8 +48,6 @@ class _Weights:
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> nn.Module:
-        from bitgate.quantize.linear_layers import Form
-
         form = Form(**{**meta, "shape": tuple(meta["shape"])})
         packed = parts["codes"], parts["scale"], None if form.symmetric else parts["zero"]
         return self._layer(form, packed, bias, recipe, parts)
@@ -61,7 +60,7 @@ class _Weights:
         return DequantizedLayer(form, *packed, bias)
 
     def dequantize(self, layer: Any) -> Tensor:
-        weight: Tensor = layer.quantized_weight().dequantize()
+        weight: Tensor = layer.weight
         return weight
 
     def affine(self, layer: Any) -> Affine:
@@ -92,12 +91,12 @@ class _Integers(_Weights):
     def _layer(
         self, form: Form, packed: Packed, bias: Tensor | None, recipe: LinearRecipe, parts: Parts
     ) -> nn.Module:
-        from bitgate.quantize.linear_layers import IntegerLayer
+        from bitgate.quantize.linear_layers import IntegerLayer, unpacked
 
         assert recipe.activation_bits is not None
         return IntegerLayer(
             form,
-            form.unpacked(*packed),
+            unpacked(form, *packed),
             bias,
             parts["input"],
             parts["output"],

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from bitgate.kernels.affine import Grouping
 from bitgate.quantize.bit_packing import pack, unpack
+from bitgate.quantize.linear_form import Form
 from bitgate.quantize.linear_math import (
     Grid,
     Multiplier,
@@ -25,63 +21,28 @@ from bitgate.quantize.linear_math import (
 )
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a layer computes with its weight: a product or, with `convolution`, one over patches
-    whose stride, padding, dilation and groups those are; and how the weight is coded."""
+def packed(form: Form, weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, scale and, unless it is the same for all, zero, without a bit to spare."""
+    zero = None if form.symmetric else pack(weight.grid.zero, form.bits)
+    return pack(weight.codes, form.bits), weight.grid.scale.reshape(-1), zero
 
-    shape: tuple[int, ...]
-    bits: int
-    group_size: int
-    symmetric: bool
-    convolution: dict[str, Any] | None = None
 
-    @property
-    def grouping(self) -> Grouping:
-        """As kernels see it: they know rows, so one scale for all is the same one for each."""
-        outputs = self.shape[0]
-        inputs = self.codes // outputs
-        size = min(self.group_size, inputs)
-        return Grouping(outputs, inputs, self.bits, size, 1, self.symmetric)
-
-    @property
-    def codes(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def groups(self) -> int:
-        return self.codes // self.group_size
-
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [..., in_features] or [batch, channels, height, width]."""
-        if self.convolution is None:
-            return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, **self.convolution)
-
-    def per_output(self, values: Tensor) -> Tensor:
-        """One value per output or one for all, shaped to go with what `apply` returns."""
-        return values if self.convolution is None else values.reshape(-1, 1, 1)
-
-    def packed(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes, scale and, unless it is the same for all, zero, without a bit to spare."""
-        zero = None if self.symmetric else pack(weight.grid.zero, self.bits)
-        return pack(weight.codes, self.bits), weight.grid.scale.reshape(-1), zero
-
-    def unpacked(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> QuantizedWeight:
-        """The same weight again."""
-        scale = scale[:, None]
-        if zero is None:
-            zeros = torch.full_like(scale, middle(self.bits))
-        else:
-            zeros = unpack(zero, self.bits, self.groups)[:, None].to(scale.dtype)
-        grid = Grid(scale, zeros, self.bits, self.symmetric)
-        groups = unpack(codes, self.bits, self.codes).reshape(self.groups, self.group_size)
-        return QuantizedWeight(self.shape, groups, grid)
+def unpacked(form: Form, codes: Tensor, scale: Tensor, zero: Tensor | None) -> QuantizedWeight:
+    """The same weight again."""
+    scale = scale[:, None]
+    if zero is None:
+        zeros = torch.full_like(scale, middle(form.bits))
+    else:
+        zeros = unpack(zero, form.bits, form.groups)[:, None].to(scale.dtype)
+    grid = Grid(scale, zeros, form.bits, form.symmetric)
+    groups = unpack(codes, form.bits, form.codes).reshape(form.groups, form.group_size)
+    return QuantizedWeight(form.shape, groups, grid)
 
 
 class _Layer(nn.Module):
-    """What a model may read of the layer that another stands for: MobileNetV2 pads what its
-    convolutions are given by their strides and sizes itself, if `tf_padding` is set."""
+    """What a model may read of the layer that another stands for: MobileNetV2 pads by its
+    convolutions' strides and sizes, if `tf_padding` is set, and DeiT asks the first one's weight
+    for the dtype of its images."""
 
     def __init__(self, form: Form) -> None:
         super().__init__()
@@ -90,6 +51,24 @@ class _Layer(nn.Module):
             self.kernel_size = form.shape[2:]
             for name, value in form.convolution.items():
                 setattr(self, name, value)
+
+    def quantized_weight(self) -> QuantizedWeight:
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """What it stands for, in the dtype that everything else has."""
+        return self.quantized_weight().dequantize()
+
+    def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [..., in_features] or [batch, channels, height, width]."""
+        if self.form.convolution is None:
+            return F.linear(x, weight, bias)
+        return F.conv2d(x, weight, bias, **self.form.convolution)
+
+    def _per_output(self, values: Tensor) -> Tensor:
+        """One value per output or one for all, shaped to go with what a layer returns."""
+        return values if self.form.convolution is None else values.reshape(-1, 1, 1)
 
 
 class DequantizedLayer(_Layer):
@@ -109,10 +88,10 @@ class DequantizedLayer(_Layer):
         self.register_buffer("bias", bias)
 
     def quantized_weight(self) -> QuantizedWeight:
-        return self.form.unpacked(self.codes, self.scale, self.zero)
+        return unpacked(self.form, self.codes, self.scale, self.zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.form.apply(x, self.quantized_weight().dequantize().to(x.dtype), self.bias)
+        return self._apply_weight(x, self.weight.to(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         return str(self.form)
@@ -125,7 +104,7 @@ class IntegerLayer(_Layer):
     At both ends it meets layers that are not quantized, so it takes and returns floating numbers.
     """
 
-    weight: Tensor
+    codes: Tensor
     scale: Tensor
     zero: Tensor | None
     bias: Tensor | None
@@ -152,7 +131,7 @@ class IntegerLayer(_Layer):
         if bias is not None and bias.is_floating_point():
             bias = quantize_bias(bias, scale_of_sums)
         zero = None if form.symmetric else moved(weight.grid.zero, form.bits).reshape(-1)
-        self.register_buffer("weight", moved(weight.codes, form.bits).reshape(form.shape))
+        self.register_buffer("codes", moved(weight.codes, form.bits).reshape(form.shape))
         self.register_buffer("scale", scale)
         self.register_buffer("zero", zero)
         self.register_buffer("bias", bias)
@@ -164,7 +143,7 @@ class IntegerLayer(_Layer):
     def quantized_weight(self) -> QuantizedWeight:
         form, half = self.form, middle(self.form.bits)
         groups = form.groups, form.group_size
-        codes = (self.weight.to(torch.int16) + half).to(torch.uint8).reshape(groups)
+        codes = (self.codes.to(torch.int16) + half).to(torch.uint8).reshape(groups)
         zero = torch.zeros_like(self.scale) if self.zero is None else self.zero.to(self.scale.dtype)
         grid = Grid(self.scale[:, None], (zero + half)[:, None], form.bits, form.symmetric)
         return QuantizedWeight(form.shape, codes, grid)
@@ -175,20 +154,20 @@ class IntegerLayer(_Layer):
         x = moved(codes, self.activation_bits)
         if self.form.convolution is None:
             rows = x.reshape(-1, x.shape[-1])
-            total = accumulate(rows, zero, self.weight, self.zero)
+            total = accumulate(rows, zero, self.codes, self.zero)
             return total.reshape(*x.shape[:-1], -1)
         # there is no integer convolution: float64 holds every integer below 2^53, so it is exact,
         # and the zeros around an image are those of the real numbers
-        w = self.weight.double()
+        w = self.codes.double()
         if self.zero is not None:
             w = w - self.zero.double().reshape(-1, 1, 1, 1)
-        return self.form.apply(x.double() - zero.double(), w).to(torch.int32)
+        return self._apply_weight(x.double() - zero.double(), w).to(torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
         total = self.accumulate(self._grid(self.input).quantize(x)).to(torch.int64)
         if self.bias is not None:
-            total = total + self.form.per_output(self.bias)
-        by = Multiplier(self.form.per_output(self.mantissa), self.form.per_output(self.shift))
+            total = total + self._per_output(self.bias)
+        by = Multiplier(self._per_output(self.mantissa), self._per_output(self.shift))
         codes = requantize(total, by, self.output[1], self.activation_bits)
         return self._grid(self.output).dequantize(codes).to(x.dtype)
 

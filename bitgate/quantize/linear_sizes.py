@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from bitgate import kernels
-from bitgate.kernels.affine import Grouping
 from bitgate.quantize import QuantizeError, Size
 from bitgate.quantize.bit_packing import packed_size
 from bitgate.quantize.file_sizes import Stored
 from bitgate.quantize.linear_files import INTEGERS, WEIGHTS
+from bitgate.quantize.linear_form import Form
 from bitgate.quantize.linear_math import INT32, largest_sum
 from bitgate.quantize.linear_recipe import INTEGER, LinearRecipe
 from bitgate.quantize.replaced_sizes import StoredLayer, float_type, predicted_size
@@ -22,43 +21,10 @@ from bitgate.quantize.shapes import ConvolutionShape, LinearShape, ModelShapes
 
 @dataclass(frozen=True)
 class Plan:
-    """How one layer is quantized: its weight as a matrix, one row per output."""
+    """How one layer is quantized."""
 
-    outputs: int
-    inputs: int  #: of one output: channels of its group x patch, for a convolution
-    bits: int
-    group_size: int  #: weights that share a scale
-    symmetric: bool
+    form: Form
     convolution: ConvolutionShape | None = None
-
-    @property
-    def weights(self) -> int:
-        return self.outputs * self.inputs
-
-    @property
-    def groups(self) -> int:
-        return self.weights // self.group_size
-
-    def form(self) -> dict[str, Any]:
-        """What `linear_layers.Form` is made of, and what a file says of the layer."""
-        shape: tuple[int, ...] = self.outputs, self.inputs
-        patches = None if self.convolution is None else self.convolution.patches
-        if patches is not None:
-            height, width = patches.size
-            shape = self.outputs, self.inputs // (height * width), height, width
-        return {
-            "shape": shape,
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "symmetric": self.symmetric,
-            "convolution": None if patches is None else patches.arguments,
-        }
-
-    @property
-    def grouping(self) -> Grouping:
-        """As kernels see it: they know rows, so one scale for all is the same one for each."""
-        size = min(self.group_size, self.inputs)
-        return Grouping(self.outputs, self.inputs, self.bits, size, 1, self.symmetric)
 
 
 def plans(shapes: ModelShapes, recipe: LinearRecipe) -> dict[str, Plan]:
@@ -101,8 +67,11 @@ def _plan(layer: LinearShape | ConvolutionShape, bits: int, recipe: LinearRecipe
                 f"recipe {recipe.name}: {layer.name}: a sum over {inputs} inputs may reach "
                 f"{largest}, which no int32 holds; give fewer bits"
             )
-    convolution = layer if isinstance(layer, ConvolutionShape) else None
-    return Plan(outputs, inputs, bits, size, recipe.symmetric, convolution)
+    if isinstance(layer, LinearShape):
+        return Plan(Form((outputs, inputs), bits, size, recipe.symmetric))
+    height, width = layer.patches.size
+    shape = outputs, inputs // (height * width), height, width
+    return Plan(Form(shape, bits, size, recipe.symmetric, layer.patches.arguments), layer)
 
 
 def predicted_bytes(shapes: ModelShapes, recipe: LinearRecipe, kernel: str, element: int) -> Size:
@@ -119,64 +88,63 @@ def predicted_bytes(shapes: ModelShapes, recipe: LinearRecipe, kernel: str, elem
             biases += linear.out_features
     for plan in quantized.values():
         if (convolution := plan.convolution) is not None:  # which `others` counts
-            rest -= plan.weights + (plan.outputs if convolution.bias else 0)
+            rest -= plan.form.codes + (plan.form.outputs if convolution.bias else 0)
             rest -= convolution.norm_elements
             fixed -= convolution.norm_fixed
-            biases += plan.outputs if convolution.bias or convolution.norm else 0
+            biases += plan.form.outputs if convolution.bias or convolution.norm else 0
     rest_bytes = fixed + rest * element + biases * (4 if recipe.activation_bits else element)
     ends = 2 * 2 * 4 if recipe.activation_bits else 0  # scale and zero of inputs and of outputs
-    packed = sum(_packed_bytes(plan, element) + ends for plan in quantized.values())
+    forms = {name: plan.form for name, plan in quantized.items()}
+    packed = sum(_packed_bytes(form, element) + ends for form in forms.values())
     if kernel == INTEGER:
-        served = sum(_integer_bytes(plan, element) + ends for plan in quantized.values())
+        served = sum(_integer_bytes(form, element) + ends for form in forms.values())
     else:
-        served = sum(_served_bytes(plan, kernel, element) for plan in quantized.values())
+        served = sum(_served_bytes(form, kernel, element) for form in forms.values())
     tensors, memory = rest_bytes + packed, rest_bytes + served + shapes.transient
-    convolutions = [plan.convolution for plan in quantized.values() if plan.convolution]
-    if any(convolution.patches is None for convolution in convolutions):
-        return Size(tensors, memory)  # of a lock that does not have what the header says of them
     floats, integers = float_type(shapes, element), recipe.activation_bits is not None
     biased = {linear.name: linear.bias for linear in shapes.linears}
+    convolutions = [plan.convolution for plan in quantized.values() if plan.convolution]
     biased |= {c.name: c.bias or c.norm is not None for c in convolutions}
     return predicted_size(
         shapes,
         recipe,
         (INTEGERS if integers else WEIGHTS).format,
-        {name: stored(plan, integers, floats, biased[name]) for name, plan in quantized.items()},
+        {name: stored(form, integers, floats, biased[name]) for name, form in forms.items()},
         element,
         tensors=tensors,
         memory=memory,
     )
 
 
-def stored(plan: Plan, integers: bool, floats: str, bias: bool) -> StoredLayer:
+def stored(form: Form, integers: bool, floats: str, bias: bool) -> StoredLayer:
     """What is written of a layer; `integers` says that inputs and outputs are some, too."""
     parts = {
-        "codes": Stored("U8", (packed_size(plan.weights, plan.bits),)),
-        "scale": Stored(floats, (plan.groups,)),
+        "codes": Stored("U8", (packed_size(form.codes, form.bits),)),
+        "scale": Stored(floats, (form.groups,)),
     }
-    if not plan.symmetric:
-        parts["zero"] = Stored("U8", (packed_size(plan.groups, plan.bits),))
+    if not form.symmetric:
+        parts["zero"] = Stored("U8", (packed_size(form.groups, form.bits),))
     if integers:
         parts |= {"input": Stored("F32", (2,)), "output": Stored("F32", (2,))}
-    return StoredLayer(parts, plan.form(), ("I32" if integers else floats) if bias else None)
+    return StoredLayer(parts, asdict(form), ("I32" if integers else floats) if bias else None)
 
 
-def _packed_bytes(plan: Plan, element: int) -> int:
+def _packed_bytes(form: Form, element: int) -> int:
     """Codes, a scale for every group and, unless symmetric, its zero, which is a code too."""
-    zeros = 0 if plan.symmetric else packed_size(plan.groups, plan.bits)
-    return packed_size(plan.weights, plan.bits) + plan.groups * element + zeros
+    zeros = 0 if form.symmetric else packed_size(form.groups, form.bits)
+    return packed_size(form.codes, form.bits) + form.groups * element + zeros
 
 
-def _served_bytes(plan: Plan, kernel: str, element: int) -> int:
+def _served_bytes(form: Form, kernel: str, element: int) -> int:
     """In memory, by whichever of several kernels serves such a layer."""
     serving = kernels.REFERENCE
-    if plan.convolution is None:
-        serving = kernels.serving(kernel, plan.grouping)
+    if form.convolution is None:
+        serving = kernels.serving(kernel, form.grouping)
     if serving == kernels.REFERENCE:
-        return _packed_bytes(plan, element)
-    return kernels.kernel(serving).packed_bytes(plan.grouping)
+        return _packed_bytes(form, element)
+    return kernels.kernel(serving).packed_bytes(form.grouping)
 
 
-def _integer_bytes(plan: Plan, element: int) -> int:
+def _integer_bytes(form: Form, element: int) -> int:
     """A byte for every code and zero; scale, and a multiplier in two int64."""
-    return plan.weights + plan.groups * (element + 2 * 8 + (0 if plan.symmetric else 1))
+    return form.codes + form.groups * (element + 2 * 8 + (0 if form.symmetric else 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,20 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from bitgate.catalog import DEFAULTS, Entry, Model
-from bitgate.quantize.folding import (
-    fold,
-    fold_tensors,
-    patches_read,
-    patches_written,
-    unfold,
-    unfold_tensors,
-)
+from bitgate.quantize.folding import fold, fold_tensors, unfold, unfold_tensors
 from bitgate.quantize.key_values import CacheShape
-from bitgate.quantize.shapes import ConvolutionShape, FileShapes, ModelShapes
+from bitgate.quantize.shapes import ConvolutionShape, FileShapes, ModelShapes, Patches
 from bitgate.sources import declared
 
 FILE = "shapes.lock.json"
 _ABOUT = "written by `bitgate lock`, which --check holds against models.toml"
+_PAIR = r"(\d+)x(\d+)"
+_PATCHES = re.compile(
+    rf"{_PAIR} stride {_PAIR} padding (?:{_PAIR}|(\w+)) dilation {_PAIR} groups (\d+)"
+)
 _Count = Annotated[int, Field(ge=0)]
 _Kept = Annotated[tuple[_Count, _Count | None], Field(strict=False)]
 
@@ -101,14 +99,41 @@ class LockedModel(Entry):
 
 
 def _written(convolution: ConvolutionShape) -> dict[str, Any]:
-    written, patches = asdict(convolution), convolution.patches
-    return {**written, "patches": None if patches is None else patches_written(patches)}
+    return {**asdict(convolution), "patches": _patches_written(convolution.patches)}
 
 
 def _read(written: dict[str, Any]) -> ConvolutionShape:
-    patches = written.get("patches")
-    of = None if patches is None else patches_read(patches)
-    return ConvolutionShape(**{**written, "patches": of})
+    return ConvolutionShape(**{**written, "patches": _patches_read(written["patches"])})
+
+
+def _patches_written(patches: Patches) -> str:
+    """`"3x3 stride 2x2 padding 1x1 dilation 1x1 groups 32"`."""
+
+    def pair(of: tuple[int, int] | str) -> str:
+        return of if isinstance(of, str) else "x".join(map(str, of))
+
+    return (
+        f"{pair(patches.size)} stride {pair(patches.stride)} padding {pair(patches.padding)} "
+        f"dilation {pair(patches.dilation)} groups {patches.groups}"
+    )
+
+
+def _patches_read(written: str) -> Patches:
+    """The same again.
+
+    Raises:
+        ValueError: for what `_patches_written` does not write.
+    """
+    found = _PATCHES.fullmatch(written)
+    if found is None:
+        raise ValueError(
+            f"{written!r} is not as '3x3 stride 1x1 padding 0x0 dilation 1x1 groups 1' is"
+        )
+
+    def pair(first: int) -> tuple[int, int]:
+        return int(found[first]), int(found[first + 1])
+
+    return Patches(pair(1), pair(3), found[7] or pair(5), pair(8), int(found[10]))
 
 
 class _File(Entry):
@@ -156,9 +181,12 @@ class Lock:
         return json.dumps(content, indent=1) + "\n"
 
     def current(self, model: Model) -> LockedModel | None:
-        """What it says of a model, if that is still what the catalog means."""
+        """What it says of a model, if that is still what the catalog means, and all that is asked
+        now."""
         locked = self.models.get(model.name)
-        return locked if locked is not None and locked.source == declared(model) else None
+        if locked is None or locked.source != declared(model):
+            return None
+        return locked if all("patches" in one for one in locked.convolutions) else None
 
 
 @dataclass

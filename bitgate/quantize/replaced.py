@@ -170,7 +170,7 @@ class ReplacedModel:
             self.recipe,
             layers,
             str(self.dtype).removeprefix("torch."),
-            config_text(self.module.config),
+            config_text(self.module),
         )
         save_file({k: t.contiguous() for k, t in tensors.items()}, path, metadata)
 

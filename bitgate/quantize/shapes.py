@@ -69,10 +69,10 @@ class ConvolutionShape:
     in_features: int  #: channels of a group x height x width of the patch
     bias: bool
     place: int  #: how many linear layers come before it
+    patches: Patches
     norm: str | None = None  #: the batch norm that can be folded into it
     norm_elements: int = 0
     norm_fixed: int = 0  #: bytes of its counter
-    patches: Patches | None = None  #: None in a lock written before it was asked for
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _file(module: nn.Module, linears: Collection[str]) -> FileShapes | None:
     dtype = next(floats, None)
     return FileShapes(
         tensors=tuple(found.values()),
-        config=escaped(config_text(module.config)),
+        config=escaped(config_text(module)),
         task=task_of(module),
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
     )
@@ -268,10 +268,10 @@ def _convolutions(module: nn.Module) -> Iterator[ConvolutionShape]:
                 in_features=part.weight[0].numel(),
                 bias=part.bias is not None,
                 place=place,
+                patches=Patches.of(part),
                 norm=norm,
                 norm_elements=sum(t.numel() for t in state if t.is_floating_point()),
                 norm_fixed=sum(tensor.numel() * tensor.element_size() for tensor in whole),
-                patches=Patches.of(part),
             )
 
 

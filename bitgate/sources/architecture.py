@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -242,21 +242,33 @@ def _called(fields: Mapping[str, Any], value: object) -> Iterator[str]:
 
 
 def task_of(module: nn.Module) -> Task:
-    """What a model is asked, by the name of its class."""
-    name = type(module).__name__
-    return next((task for task, ending in HEADS.items() if name.endswith(ending)), "causal-lm")
+    """What a model is asked, by the name of its class, such as DeiTForImageClassification or
+    DeiTForImageClassificationWithTeacher."""
+    return task_called(type(module).__name__)
 
 
-#: what a configuration says of where it was read from: in which dtype the weights are there, and as
-#: which class they were saved, which no GGUF file says
-READ_FROM = ("_name_or_path", "architectures", "dtype")
+def task_called(classes: str) -> Task:
+    """What models of these classes are asked."""
+    return next((task for task, head in HEADS.items() if head in classes), "causal-lm")
 
 
-def config_text(config: PreTrainedConfig) -> str:
-    """A configuration as JSON, with all defaults, but nothing of where it was read from: the same
-    for a model and its skeleton."""
-    text: str = config.to_json_string(use_diff=False)
-    return json.dumps({k: v for k, v in json.loads(text).items() if k not in READ_FROM})
+#: what a configuration says of where it was read from, and in which dtype the weights are there
+READ_FROM = ("_name_or_path", "dtype")
+
+
+def config_text(module: nn.Module) -> str:
+    """A model's configuration as JSON, with all defaults and its class, but nothing of where it was
+    read from: the same for a model and its skeleton, whatever file that is of."""
+    text: str = module.config.to_json_string(use_diff=False)
+    kept = _without(READ_FROM, json.loads(text))
+    return json.dumps({**kept, "architectures": [type(module).__name__]})
+
+
+def _without(keys: Collection[str], said: Any) -> Any:
+    """Of the configurations within it, too: a model of images and text has one of each."""
+    if not isinstance(said, dict):
+        return said
+    return {key: _without(keys, value) for key, value in said.items() if key not in keys}
 
 
 def skeleton(config: PreTrainedConfig, task: Task = "causal-lm") -> nn.Module:

@@ -5,26 +5,26 @@ transformers imports hqq where that is installed, and hqq decorates three method
 calls these methods (Bitgate compiles whole steps itself, where that is asked for), so while these
 packages are imported, compiling waits for the first call.
 
-What an import makes stays until the end. Python's collector searches it all the same, again and
-again while it grows and once more as the process ends: a third of the time that `bitgate predict`
-took (6.2 s, 4.1 without). So it rests meanwhile, and leaves out what there is by then.
+What an import makes, some 400,000 objects, stays until the end. Python's collector searches it all
+the same: again and again while it grows, at each collection afterwards (0.2 s), and once more as
+the process ends. That was a third of the time that `bitgate predict` took (6.2 s, 4.1 without). So
+it rests meanwhile, and from then on leaves out what there is by then.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 
+@cache
 def import_transformers() -> None:
-    """Once per process, before anything else of transformers or hqq is imported."""
-    if "transformers.cache_utils" in sys.modules:
-        return
+    """Once per process, before anything else of transformers or hqq is imported, and any model
+    loaded."""
     with _kept():
         import torch
 
@@ -46,8 +46,10 @@ def import_transformers() -> None:
 
 @contextmanager
 def _kept() -> Iterator[None]:
-    """Nothing made meanwhile, or before, is searched for cycles that can be freed."""
+    """Nothing made meanwhile is searched for cycles that can be freed; nor is what was in use
+    before, which the collector cannot tell from it."""
     searched = gc.isenabled()
+    gc.collect()
     gc.disable()
     try:
         yield

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 HEADROOM = 1.15  #: of the weights: activations, a key-value cache, temporary copies
-#: version 1 of cgroups says so with the largest number of pages there can be
-_NO_LIMIT = 2**60
-_CGROUPS = (  # limit, usage, and the file whose `inactive_file` the kernel takes back on demand
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+#: limit, usage, and the file that says, under which name, what the kernel takes back on demand
+_CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
+#: bytes at which a limit is none: version 1 of cgroups has the largest number of pages for that
+_NO_LIMIT = 2**60
 
 
 def check_fits(
@@ -68,7 +74,7 @@ def available_memory(device: str) -> int | None:
 
 def _cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What a container's limit leaves; None without a limit."""
-    for limit, usage, statistics in _CGROUPS:
+    for limit, usage, statistics, taken_back in _CGROUPS:
         try:
             limited = int((root / limit).read_text())
             used = int((root / usage).read_text())
@@ -76,7 +82,7 @@ def _cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         except (OSError, ValueError):  # no such controller, or the limit is "max"
             continue
         if limited < _NO_LIMIT:
-            return max(0, limited - used + int(stat.get("inactive_file", 0)))
+            return max(0, limited - used + int(stat.get(taken_back, 0)))
     return None
 
 

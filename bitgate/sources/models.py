@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +120,6 @@ def load_model(
         config = read_config(model, directory)
         dtype = dtype or _dtype_of(config)
         check_fits(config, dtype, device, task=model.task)
-        _freeze_imports()
         if directory is not None:
             module = _from_directory(directory, device, dtype, model.task)
         elif path is not None:
@@ -144,14 +141,6 @@ def load_model(
             fingerprint=fingerprint(model, dtype),
             directory=directory,
         )
-
-
-@cache
-def _freeze_imports() -> None:
-    """What is imported by now, the first model's code too, stays until the end: no garbage
-    collection has to go over its 400,000 objects again, which takes 0.2 s each time."""
-    gc.collect()
-    gc.freeze()
 
 
 def fingerprint(model: Model, dtype: torch.dtype) -> str:

@@ -3,7 +3,6 @@ same logits; linear and convolution layers, weights only and integers throughout
 
 import json
 import struct
-from dataclasses import replace
 
 import pytest
 import torch
@@ -483,16 +482,25 @@ def test_a_file_with_convolutions_is_as_large_as_its_shapes_say(mobilenet, how, 
     assert torch.equal(again, made.module(images).logits)
 
 
-def test_of_a_lock_without_strides_only_the_tensors_are_predicted(mobilenet):
-    shapes = shapes_of(mobilenet)
-    old = replace(
-        shapes, convolutions=tuple(replace(one, patches=None) for one in shapes.convolutions)
-    )
-    recipe = LinearRecipe(bits=8, granularity="channel")
-    told, whole = (predicted_bytes(one, recipe, "dequantize", 4) for one in (old, shapes))
-    assert told.header == 0  # not known
-    assert told.tensors == told.disk == whole.tensors == whole.disk - whole.header
-    assert told.memory == whole.memory
+class _Padded(nn.Conv2d):
+    """As timm's Conv2dSame: by the size of its input."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
+class _Standardized(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight / weight.std(), bias)
+
+
+@pytest.mark.parametrize("kind", [_Padded, _Standardized])
+def test_convolutions_that_compute_in_a_way_of_their_own(kind):
+    base = nn.Sequential(nn.Conv2d(1, 1, 3), kind(1, 1, 3))
+    with pytest.raises(QuantizeError, match=rf"1: {kind.__name__} computes in a way of its own"):
+        quantize_module(base, LinearRecipe(bits=8, granularity="channel"), torch.float32)
+    recipe = LinearRecipe(bits=8, granularity="channel", layers=["0"], label="first")
+    assert quantize_module(base, recipe, torch.float32).layers == ("0",)
 
 
 def test_convolutions_count_as_layers_in_the_models_order(network):

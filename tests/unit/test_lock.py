@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bitgate.catalog import DEFAULTS, Model, load_entries
 from bitgate.cli import main
 from bitgate.quantize import LinearShape, ModelShapes, recipe_types, shapes_of
-from bitgate.quantize.folding import fold, fold_tensors, patches_read, unfold, unfold_tensors
+from bitgate.quantize.folding import fold, fold_tensors, unfold, unfold_tensors
 from bitgate.quantize.lock import FILE, Lock, LockedModel, LockError, Locks
 from bitgate.quantize.shapes import ConvolutionShape, Patches, TensorShape
 from bitgate.sources import declared
@@ -111,8 +111,15 @@ def test_what_fold_does_not_write_is_refused(folded):
         list(unfold(folded))
 
 
+PATCHES = Patches((3, 3), (2, 2), (1, 1), (1, 1), 8)
+
+
+def convolution(patches):
+    return ConvolutionShape("c", 8, 27, bias=True, place=0, patches=patches)
+
+
 def test_everything_of_the_shapes_comes_back():
-    convolution = ConvolutionShape("c", 8, 27, bias=True, place=0, norm="n", norm_elements=32)
+    convolution = ConvolutionShape("c", 8, 27, True, 0, PATCHES, norm="n", norm_elements=32)
     shapes = ModelShapes(tuple(layers("a.0.b", "a.1.b")), 7, 4, None, False, (convolution,))
     assert LockedModel.of("x", shapes).shapes() == shapes
     shapes = replace(shapes, model_type="mistral", fixed=8, buffers=3)
@@ -125,15 +132,16 @@ PADDING = st.tuples(st.integers(0, 9), st.integers(0, 9)) | st.sampled_from(["sa
 
 @given(st.builds(Patches, PAIR, PAIR, PADDING, PAIR, st.integers(1, 999)))
 def test_patches_are_the_same_again(patches):
-    convolution = ConvolutionShape("c", 8, 27, bias=True, place=0, patches=patches)
-    shapes = ModelShapes((), 7, 4, None, False, (convolution,))
+    shapes = ModelShapes((), 7, 4, None, False, (convolution(patches),))
     written = LockedModel.of("x", shapes).model_dump_json()
     assert LockedModel.model_validate_json(written).shapes() == shapes
 
 
 def test_patches_that_cannot_be_read():
+    written = LockedModel.of("x", ModelShapes((), 7, 4, None, False, (convolution(PATCHES),)))
+    written.convolutions[0]["patches"] = "3x3"
     with pytest.raises(ValueError, match="'3x3' is not as '3x3 stride 1x1"):
-        patches_read("3x3")
+        written.shapes()
 
 
 def test_what_else_a_file_holds_comes_back_and_old_locks_do_not_say_it(llama):

@@ -4,13 +4,14 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bitgate.catalog import Case, Cell, Dataset, Execution, LocalSource, MemoryWorkload, Model
 from bitgate.measure import memory
 from bitgate.measure.inputs import TOKENS
 from bitgate.measure.measurement import MeasureError, UnavailableError
 from bitgate.measure.memory import peaks, watched
-from bitgate.measure.memory_process import Job, run
+from bitgate.measure.memory_process import Job, _read, run
 from bitgate.plugin import footprint
 from bitgate.plugin.footprint import Kept
 from bitgate.quantize import method
@@ -210,6 +211,35 @@ def test_batches_share_the_process_of_their_cell_and_cells_that_of_their_base(ti
         (eight.name, "dequantize", ["b1", "b32"]),
     ]
     assert shelf.released == 3
+
+
+def test_what_cannot_be_measured_is_not_tried_again():
+    """A process that hangs takes half an hour."""
+    kept, tried = Kept(), []
+
+    def fail():
+        tried.append(1)
+        raise UnavailableError("hidden")
+
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="hidden"):
+            kept.once("a", fail)
+    assert tried == [1]
+    assert kept.once("b", lambda: 2) == kept.once("b", lambda: 3) == 2
+
+
+def test_inputs_are_read_a_batch_at_a_time_into_memory_of_their_own(tmp_path):
+    """Of a mapped file all would count that was ever read."""
+    tensors = {
+        "b1/pixels": torch.ones(1, 3),
+        "b32/pixels": torch.zeros(2, 3),
+        "b1/ids": torch.ones(1),
+    }
+    save_file(tensors, tmp_path / "inputs")
+    found = _read(tmp_path / "inputs", "b1")
+    assert found.keys() == {"pixels", "ids"}
+    assert torch.equal(found["pixels"], torch.ones(1, 3))
+    assert found["pixels"].untyped_storage().nbytes() == 3 * 4
 
 
 # --- layer by layer ------------------------------------------------------------------------

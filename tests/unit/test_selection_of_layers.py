@@ -6,13 +6,14 @@ import pytest
 
 from bitgate.quantize import LinearShape, ModelShapes, QuantizeError
 from bitgate.quantize.selection import SelectiveRecipe, block_of
-from bitgate.quantize.shapes import ConvolutionShape
+from bitgate.quantize.shapes import ConvolutionShape, Patches
 
 NAMES = [
     f"model.layers.{block}.{part}"
     for block in range(3)
     for part in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 ]
+PATCHES = Patches((3, 3), (1, 1), (0, 0), (1, 1), 1)
 SHAPES = ModelShapes(
     linears=tuple(LinearShape(name, 8, 8, False) for name in [*NAMES, "lm_head"]),
     others=0,
@@ -64,7 +65,12 @@ def test_a_glob_that_matches_nothing_is_refused_beside_one_that_does(name):
 
 def test_a_glob_may_be_for_convolutions_alone():
     shapes = ModelShapes(
-        SHAPES.linears, 0, 0, "lm_head", False, (ConvolutionShape("stem.conv", 8, 27, False, 0),)
+        SHAPES.linears,
+        0,
+        0,
+        "lm_head",
+        False,
+        (ConvolutionShape("stem.conv", 8, 27, False, 0, PATCHES),),
     )
     recipe = SelectiveRecipe(method="some", bits=4, layers=["*.mlp.*", "stem.*"], label="x")
     found = [layer.name for layer in recipe.selected_with_convolutions(shapes)]

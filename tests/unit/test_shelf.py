@@ -12,6 +12,7 @@ from bitgate.catalog import (
     Dataset,
     LabelledDataset,
     LocalSource,
+    MemoryWorkload,
     Model,
     PhaseWorkload,
     Recipe,
@@ -199,6 +200,20 @@ def test_a_cell_that_does_not_fit_beside_its_base_loads_nothing(shelf, case, loa
     said = "tiny-hqq-w4g64 does not fit in the memory of cpu: (base 0.00 + quantized 0.00 + "
     assert said in str(told.value)
     assert "and 0.00 GiB are available" in str(told.value)
+
+
+def test_the_process_that_watches_memory_never_has_base_and_model_whole(shelf, case, monkeypatch):
+    room(monkeypatch, 1_000_000)
+    asked = case()
+    dataset = Dataset(name="text", format="plain", source=asked.cell.model.source, window=8)
+    memory = MemoryWorkload(kind="memory", name="b1", dataset=dataset, batch=1, length=8)
+    told = {}
+    for workload in (asked.workload, memory):
+        with pytest.raises(DoesNotFit) as raised:
+            shelf.execution(replace(asked, workload=workload))
+        told[workload.kind] = str(raised.value)
+    assert "(base 0.00 + quantized 0.00 + key-value cache 0.00) GiB" in told["decode"]
+    assert "(base 0.00) GiB" in told["memory"]
 
 
 def test_where_free_memory_is_not_known_it_is_tried(shelf, case, loads, monkeypatch):

@@ -14,12 +14,28 @@ def test_the_compiler_is_not_imported_and_compile_is_as_before():
         "import gc, sys, torch\n"
         "before = torch.compile\n"
         "from bitgate.sources.imports import import_transformers\n"
+        "collected = [one['collections'] for one in gc.get_stats()]\n"
         "import_transformers()\n"
+        "more = [one['collections'] for one in gc.get_stats()]\n"
+        "assert more[:2] == collected[:2], (collected, more)\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
         "import hqq.core.quantize\n"
         "from transformers import AutoModelForCausalLM\n"
         "assert torch.compile is before\n"
         "assert 'torch._inductor.compile_fx' not in sys.modules\n"
-        "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "is an Enum subclass" not in done.stderr  # torch, of torchao
+
+
+def test_who_has_switched_the_collector_off_finds_it_so():
+    program = (
+        "import gc\n"
+        "gc.disable()\n"
+        "from bitgate.sources.imports import import_transformers\n"
+        "import_transformers()\n"
+        "assert not gc.isenabled()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
