@@ -65,6 +65,8 @@ class EnergyMeter:
         self.settings = settings
         self.device = device
         self.grams_per_kwh, self.mix = intensity(settings)
+        if settings.pue != 1:  # which codecarbon multiplies everything by
+            self.mix = f"all of it × {settings.pue:g} (PUE); {self.mix}"
         self._tracker = _tracker(settings, device, self.grams_per_kwh)
         self._count = 0
         # the first is slower: it reads what the electricity is made of
@@ -196,6 +198,8 @@ def _tracker(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any
 def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
     with _Silence():
         from codecarbon import OfflineEmissionsTracker
+        from codecarbon.core.cpu import DEFAULT_POWER_PER_CORE
+        from codecarbon.core.util import count_cpus
         from codecarbon.external.hardware import CPU, GPU
 
         tracker = OfflineEmissionsTracker(
@@ -232,10 +236,14 @@ def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
             tracker._hardware.remove(gpu)
         else:
             gpu.gpu_ids = [same_gpu(device, _uuid(device), gpu.devices.get_gpu_static_info())]
-    if settings.cpu_watts is not None:
-        for part in tracker._hardware:
-            if isinstance(part, CPU) and part.description() not in COUNTERS:
+    for part in tracker._hardware:
+        if isinstance(part, CPU) and part.description() not in COUNTERS:
+            if settings.cpu_watts is not None:
                 part._tdp, part._is_generic_tdp = settings.cpu_watts, False
+            elif (
+                part._tdp == count_cpus() * DEFAULT_POWER_PER_CORE
+            ):  # what it takes for unknown ones
+                part._is_generic_tdp = True
     return tracker
 
 
@@ -272,10 +280,10 @@ def _bare(uuid: str) -> str:
 
 def parts_of(tracker: Any, data: Any) -> list[Part]:
     """What codecarbon has tracked, each part with its source."""
-    return [_part(hardware, data) for hardware in tracker._hardware]
+    return [_part(hardware, data, tracker._pue) for hardware in tracker._hardware]
 
 
-def _part(hardware: Any, data: Any) -> Part:
+def _part(hardware: Any, data: Any, pue: float) -> Part:
     match type(hardware).__name__:
         case "GPU":  # of which there is at least one: see `_set_up`
             devices = [d for d in hardware.devices.devices if d.gpu_index in hardware.gpu_ids]
@@ -288,10 +296,10 @@ def _part(hardware: Any, data: Any) -> Part:
             return Part("CPU", data.cpu_energy, "counter", how)
         case "CPU":
             watts = f"{hardware._tdp:g} W"
-            generic = ", an unknown CPU's" if hardware._is_generic_tdp else ""
-            return Part("CPU", data.cpu_energy, "model", f"CPU {watts}{generic} × its load")
+            guess = " (a guess: codecarbon does not know it)" if hardware._is_generic_tdp else ""
+            return Part("CPU", data.cpu_energy, "model", f"CPU {watts}{guess} × its load")
         case "RAM":
-            watts = f"{data.ram_power:.3g} W"
+            watts = f"{data.ram_power / pue:.3g} W"
             return Part("RAM", data.ram_energy, "model", f"RAM {watts}, constant")
     # of machines whose chips have meters of their own: Apple's, a Raspberry Pi
     name: Literal["CPU", "GPU", "RAM"] = getattr(hardware, "chip_part", "CPU")

@@ -120,6 +120,11 @@ def predicted_bytes(shapes: ModelShapes, recipe: HqqRecipe, kernel: str, element
         else:
             memory += count * kernels.kernel(served).packed_bytes(grouping)
     memory += shapes.transient
+    if shapes.file is not None:  # hqq copies a bias, also one that something else goes on sharing
+        copied = [
+            x for x in shapes.linears if x.name in quantized.keys() & shapes.file.shared_biases
+        ]
+        memory += sum(linear.out_features for linear in copied) * element
     return predicted_size(
         shapes, recipe, LAYERS.format, layers, element, tensors=tensors, memory=memory
     )

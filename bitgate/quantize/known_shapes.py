@@ -8,7 +8,7 @@ from pathlib import Path
 from bitgate.catalog import FileSource, Model, PackageSource, TrainedSource
 from bitgate.quantize.lock import Locks
 from bitgate.quantize.shapes import ModelShapes, shapes_of
-from bitgate.sources.architecture import complete_config, skeleton, task_called
+from bitgate.sources.architecture import HEADS, complete_config, skeleton, task_called
 from bitgate.sources.errors import SourceError
 from bitgate.sources.models import fetch_config
 
@@ -59,8 +59,14 @@ def shapes_of_config(path: Path) -> ModelShapes:
     names = given.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SourceError(f"config: architectures: expected a list of names, got {names!r}")
-    config = complete_config(given)
-    return shapes_of(skeleton(config, task_called(" ".join(names))))
+    module = skeleton(complete_config(given), task_called(" ".join(names)))
+    made = type(module).__name__
+    if names and made not in names:
+        raise SourceError(
+            f"config: architectures: {', '.join(names)}: only models are known that end in "
+            f"{', '.join(HEADS.values())}; without this key it is taken for {made}"
+        )
+    return shapes_of(module)
 
 
 def name_of(path: Path) -> str:

@@ -37,13 +37,20 @@ class LockedFile(Entry):
     task: str
     config: _Count
     tensors: dict[str, Any]
+    shared_biases: tuple[str, ...] = Field((), strict=False)
 
     @classmethod
     def of(cls, file: FileShapes) -> LockedFile:
-        return cls(task=file.task, config=file.config, tensors=fold_tensors(file.tensors))
+        return cls(
+            task=file.task,
+            config=file.config,
+            tensors=fold_tensors(file.tensors),
+            shared_biases=file.shared_biases,
+        )
 
     def shapes(self) -> FileShapes:
-        return FileShapes(tuple(unfold_tensors(self.tensors)), self.config, self.task)
+        tensors = tuple(unfold_tensors(self.tensors))
+        return FileShapes(tensors, self.config, self.task, self.shared_biases)
 
 
 class LockedModel(Entry):

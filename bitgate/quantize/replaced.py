@@ -153,7 +153,8 @@ class ReplacedModel:
             layer = self.layer(name)
             tensors |= {f"{name}.{part}": t for part, t in self.codec.tensors(layer).items()}
             if layer.bias is not None:
-                tensors[f"{name}.bias"] = layer.bias
+                # of its own: BERT's head shares it with what is around it
+                tensors[f"{name}.bias"] = layer.bias.clone()
             layers[name] = self.codec.meta(layer)
         inside = tuple(f"{name}." for name in self.layers)
         seen: set[int] = set()

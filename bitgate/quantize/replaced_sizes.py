@@ -107,6 +107,6 @@ def _tensors(
         if not (linear.name == shapes.head and shapes.tied):
             weight = linear.out_features, linear.in_features
             found[f"{linear.name}.weight"] = Stored(floats, weight)
-        if linear.bias:
+        if linear.bias and linear.name not in file.shared_biases:
             found[f"{linear.name}.bias"] = Stored(floats, (linear.out_features,))
     return found

@@ -93,6 +93,8 @@ class FileShapes:
     #: bytes of the configuration, as JSON within JSON; they differ with transformers' releases
     config: int = field(compare=False)
     task: str
+    #: linear layers whose bias is one of `tensors`, too, as BERT's head has it
+    shared_biases: tuple[str, ...] = ()
     #: of the floating-point numbers; None where no weights say it
     dtype: str | None = field(default=None, compare=False)
 
@@ -184,9 +186,8 @@ def shapes_of(module: nn.Module) -> ModelShapes:
     linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     tied = head is not None and id(linears[head].weight) in embeddings
-    in_linears = {
-        id(p) for n, m in linears.items() if not (tied and n == head) for p in m.parameters()
-    }
+    of_embedding = id(linears[head].weight) if head is not None and tied else None
+    in_linears = {id(p) for m in linears.values() for p in m.parameters()} - {of_embedding}
     others = {id(p): p.numel() for p in module.parameters() if id(p) not in in_linears}
     transient = fixed = buffers = 0
     for part in module.modules():
@@ -226,16 +227,19 @@ def _file(module: nn.Module, linears: Collection[str]) -> FileShapes | None:
     if not hasattr(module, "config"):  # a module of one's own, which is never saved
         return None
     found: dict[int, TensorShape] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    state = module.state_dict(keep_vars=True)
+    for name, tensor in state.items():
         if name.rpartition(".")[0] not in linears:
             integer = None if tensor.is_floating_point() else INTEGERS[str(tensor.dtype)]
             found.setdefault(id(tensor), TensorShape(name, tuple(tensor.shape), integer))
+    biases = {name: state.get(f"{name}.bias") for name in linears}
     floats = (p.dtype for p in module.parameters() if p.is_floating_point() and not p.is_meta)
     dtype = next(floats, None)
     return FileShapes(
         tensors=tuple(found.values()),
         config=escaped(config_text(module)),
         task=task_of(module),
+        shared_biases=tuple(name for name, bias in biases.items() if id(bias) in found),
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
     )
 

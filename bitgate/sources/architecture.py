@@ -109,13 +109,22 @@ def _refuse_unknown_keys(config: Any, given: Mapping[str, Any]) -> None:
         )
 
 
-#: what a model's shapes follow from, as transformers calls it in every configuration that has it
+#: what a model's shapes follow from, as transformers calls it in every configuration that has it;
+#: what is not given for some is derived from others, and has no default then
 SHAPING = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
     "intermediate_size",
+    "num_key_value_heads",
+    "head_dim",
+    "state_size",
+    "image_size",
+    "patch_size",
+    "hidden_sizes",
+    "embed_dim",
+    "depths",
 )
 #: the same of mixtures of experts, which call one thing this or that
 SHAPING_EXPERTS = (
@@ -126,31 +135,26 @@ SHAPING_EXPERTS = (
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
 )
-#: what no model has none of, experts apart
-POSITIVE = (*SHAPING, "num_key_value_heads", "head_dim")
+#: what is within a configuration: of a model of images and text one of each
+PARTS = ("text_config", "vision_config")
 
 
 def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
     """A configuration from the fields of a `config.json`, whose library takes its own default for
-    what is missing: the shapes would be another model's.
+    what is missing: the shapes would be another model's. transformers writes all of its fields, but
+    of those within it only what differs from the default.
 
     Raises:
         SourceError: if one is missing, or the architecture is not known.
     """
-    parts = {"": given}
-    for name in ("text_config", "vision_config"):  # of models that take both
-        if isinstance(inner := given.get(name), Mapping):
-            parts[f"{name}."] = inner
-    for where, part in parts.items():
-        for key in POSITIVE:
+    within = {f"{name}.": given[name] for name in PARTS if isinstance(given.get(name), Mapping)}
+    for where, part in {"": given, **within}.items():
+        for key in SHAPING:
             if isinstance(number := part.get(key), int) and number <= 0:
                 raise SourceError(f"config: {where}{key}: expected a number above 0, got {number}")
     config = config_from(given)
-    missing: list[str] = []
-    for where, part in parts.items():
-        of_part = getattr(config, where[:-1]) if where else config
-        if dataclasses.is_dataclass(of_part):  # and no key that this architecture does not know
-            missing += _missing(of_part, part, where)
+    missing = [name for name in PARTS if name in config.sub_configs and name not in given]
+    missing += _missing(config, given)
     if missing:
         one = len(missing) == 1
         raise SourceError(
@@ -160,9 +164,10 @@ def complete_config(given: Mapping[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def _missing(config: Any, given: Mapping[str, Any], where: str) -> Iterator[str]:
+def _missing(config: Any, given: Mapping[str, Any]) -> Iterator[str]:
     """Keys that shapes follow from and that only the library's default says."""
-    known, seen = {field.name for field in dataclasses.fields(config)}, set[str]()
+    defaults, seen = {one.name: one for one in dataclasses.fields(config)}, set[str]()
+    known = defaults.keys()
     aliases: Mapping[str, str] = config.attribute_map
     for standard in (*SHAPING, *SHAPING_EXPERTS):
         one = aliases.get(standard, standard)
@@ -171,8 +176,14 @@ def _missing(config: Any, given: Mapping[str, Any], where: str) -> Iterator[str]
             continue
         seen.add(one)
         key = one if one in known else min(names & known)
-        if getattr(config, key) is not None:
-            yield where + key
+        if _default(defaults[key]) is not None:
+            yield key
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 #: what a model ends in, by task

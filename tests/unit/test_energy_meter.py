@@ -62,6 +62,27 @@ def test_the_constants_stand_beside_the_figure():
     )
 
 
+def test_the_constants_beside_a_figure_are_those_before_the_data_centres_share():
+    settings = EnergySettings(ram_watts=30.0, cpu_watts=65.0, grams_per_kwh=56.0, pue=10.0)
+    assert EnergyMeter(settings, "cpu").measure(lambda: sleep(0.2)).source == (
+        "modelled: RAM 30 W, constant + CPU 65 W × its load; "
+        "all of it × 10 (PUE); 56 g/kWh, as configured"
+    )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_guessed_cpu_is_called_one(monkeypatch, known):
+    from codecarbon.core import cpu, hardware_cache
+
+    watts = 65.0 if known else None
+    monkeypatch.setattr(cpu.TDP, "_get_cpu_power_from_registry", lambda self, model: watts)
+    hardware_cache.clear_cache()
+    source = EnergyMeter(EnergySettings(ram_watts=30.0), "cpu").measure(lambda: None).source
+    hardware_cache.clear_cache()
+    assert ("CPU 65 W × its load" in source) == known
+    assert (" W (a guess: codecarbon does not know it) × its load" in source) == (not known)
+
+
 def test_what_fails_ends_its_stretch():
     meter = EnergyMeter(EnergySettings(ram_watts=30.0, cpu_watts=1e-6), "cpu")
     with pytest.raises(ZeroDivisionError):
@@ -166,7 +187,7 @@ def test_parts_are_named_by_their_instrument():
     data = SimpleNamespace(gpu_energy=3e-4, cpu_energy=1e-4, ram_energy=0, ram_power=10)
     device = NvidiaGPUDevice(gpu_index=1, _use_power_fallback=False)
     gpu = GPU(devices=SimpleNamespace(devices=[device]), gpu_ids=[1])
-    tracker = SimpleNamespace(_hardware=[gpu, CPU(description=lambda: "CPU(Intel Rapl)")])
+    tracker = SimpleNamespace(_hardware=[gpu, CPU(description=lambda: "CPU(Intel Rapl)")], _pue=1)
     assert parts_of(tracker, data) == [
         Part("GPU", 3e-4, "counter", "GPU by NVML's counter"),
         Part("CPU", 1e-4, "counter", "CPU by RAPL"),
