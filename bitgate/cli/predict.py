@@ -133,8 +133,8 @@ def predict(
     from bitgate.report import prediction as report
 
     known = _catalog(catalog)
-    wanted = [_recipe(known, name) for name in recipes]
-    chosen = [_model(known, name) for name in models]
+    wanted = [known.recipes[name] for name in _all(known.recipes, recipes, "recipe")]
+    chosen = [known.models[name] for name in _all(known.models, models, "model")]
     if not models and not configs:
         chosen = list(known.models.values())
     setting = _setting(device, dtype, context, batch, memory)
@@ -151,9 +151,14 @@ def predict(
             rows.sort(key=lambda row: row.footprint.size.disk)
         element = element_bytes(setting.dtype)
         cache = None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, element)
+        if shapes.file is not None and shapes.file.task != "causal-lm":
+            cache = 0
+        linear = sum(one.out_features * one.in_features for one in shapes.linears)
         base = base_bytes(shapes, setting.dtype)
         found.append(
-            report.Prediction(name, shapes.parameters, base, shapes.tied, cache, rows, refused)
+            report.Prediction(
+                name, shapes.parameters, base, shapes.tied, cache, linear, rows, refused
+            )
         )
     if form == "json":
         click.echo(report.as_json(setting, found, unknown))
@@ -178,12 +183,9 @@ def _catalog(folder: Path) -> Catalog:
         refuse(error)
 
 
-def _recipe(known: Catalog, asked: str) -> Recipe:
-    return known.recipes[_named(known.recipes, asked, "recipe")]
-
-
-def _model(known: Catalog, asked: str) -> Model:
-    return known.models[_named(known.models, asked, "model")]
+def _all(known: Mapping[str, object], asked: Sequence[str], option: str) -> list[str]:
+    """Each once, however often it is asked for."""
+    return list(dict.fromkeys(_named(known, name, option) for name in asked))
 
 
 def _named(known: Mapping[str, object], asked: str, option: str) -> str:

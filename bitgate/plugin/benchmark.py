@@ -211,6 +211,14 @@ def amend(config: pytest.Config, changes: Mapping[str, dict[str, Any]]) -> None:
             record.extra_info["bitgate"].update(changes[record.fullname])
 
 
+def forget_nothing_measured(config: pytest.Config) -> None:
+    """A run that was ended before its first record has nothing to save; pytest-benchmark would save
+    a file without benchmarks, since one had begun."""
+    session = config._benchmarksession  # type: ignore[attr-defined]
+    if all(record.has_error for record in session.benchmarks):
+        session.benchmarks.clear()
+
+
 def sort(config: pytest.Config, order: dict[str, int]) -> None:
     """Records in the order in which their tests were collected, whoever finished first."""
     session = config._benchmarksession  # type: ignore[attr-defined]

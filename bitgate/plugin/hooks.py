@@ -350,6 +350,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     if keeper is not None and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
         keeper.enter_resumed()
     benchmark.sort(config, config.stash[SESSION].order)
+    if session.exitstatus == pytest.ExitCode.INTERRUPTED:
+        benchmark.forget_nothing_measured(config)
     saving.settle(config, config.stash[SESSION])
     saving.beside_the_run(config, config.stash[SESSION])
     return (yield)

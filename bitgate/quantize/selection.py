@@ -98,11 +98,18 @@ def refuse_globs_for_nothing(
         QuantizeError: if one does not; it begins with `where`, and says what there is.
     """
     names = [layer.name for layer in found]
+    there = [linear.name for linear in shapes.linears if linear.name != shapes.head]
+    if not names and not there:
+        raise QuantizeError(
+            f"{where}: layers: the model has no linear layer but its head: convolutions, "
+            "transformers' Conv1D and fused experts are none"
+        )
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
-            there = ", ".join(linear.name for linear in shapes.linears[:3])
+            more = ", ..." if there[3:] else ""
             raise QuantizeError(
-                f"{where}: layers: no linear layer matches {glob!r}; there is {there}, ..."
+                f"{where}: layers: no linear layer matches {glob!r}; there is "
+                f"{', '.join(there[:3])}{more}"
             )
 
 

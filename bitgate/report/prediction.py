@@ -78,7 +78,9 @@ class Prediction:
     parameters: int
     base: int  #: bytes in memory
     tied: bool
-    cache: int | None
+    cache: int | None  #: bytes; 0 of a model that keeps nothing of tokens, None if not known
+    #: parameters in linear layers, their biases apart
+    linear: int
     rows: Sequence[Row] = ()
     #: recipes that it cannot be quantized by, and why
     refused: Sequence[tuple[str, str]] = field(default=())
@@ -86,13 +88,24 @@ class Prediction:
     def headline(self, setting: Setting) -> str:
         """What is said above the table."""
         tied = ", the head's one with the embedding's" if self.tied else ""
-        cache = "not known, or none"
-        if self.cache is not None:
-            cache = f"{_mib(self.cache)} MiB"
-        tokens = f"{setting.batch} x {setting.context} tokens"
+        cache = f"key-value cache of {setting.batch} x {setting.context} tokens: "
+        cache += "not known" if self.cache is None else f"{_mib(self.cache)} MiB"
+        if self.cache == 0:
+            cache = "no key-value cache"
         return (
             f"{self.model}: {self.parameters:,} parameters{tied}; {_mib(self.base)} MiB as it is, "
-            f"in {setting.dtype}; key-value cache of {tokens}: {cache}"
+            f"in {setting.dtype}; {cache}"
+        )
+
+    @property
+    def outside(self) -> str | None:
+        """Of a model that is for the most part something else, that this stays as it is."""
+        share = 1 - self.linear / self.parameters
+        if share < 0.5:
+            return None
+        return (
+            f"{100 * share:.0f} % of its parameters are in no linear layer but in fused experts, "
+            "embeddings or convolutions, which most methods leave as they are"
         )
 
     @property
@@ -116,7 +129,11 @@ def legend(setting: Setting, found: Sequence[Prediction]) -> Iterator[str]:
     """What the columns mean, as far as it is not plain."""
     yield (
         f"{setting.memory}. fits: yes, beside its base, as it is measured; alone, without it; each "
-        "with 15 % of headroom. run: what all of its cases took when they last ran."
+        "with 15 % of headroom."
+    )
+    yield (
+        "run: what its cases took when they last ran, or as costs.toml says; those of which "
+        "neither is known are not in it."
     )
     rows = [row for prediction in found for row in prediction.rows]
     if any(not row.footprint.exact for row in rows):
@@ -131,6 +148,8 @@ def terminal(setting: Setting, found: Sequence[Prediction]) -> Iterator[Any]:
     styles = {"yes": "green", "alone": "yellow", "no": "red"}
     for prediction in found:
         yield Text(prediction.headline(setting), "bold")
+        if prediction.outside:
+            yield Text(prediction.outside)
         if prediction.rows:
             table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
             for column in COLUMNS:
@@ -151,6 +170,8 @@ def markdown(setting: Setting, found: Sequence[Prediction]) -> str:
     rule = ["---" if column in TEXTS else "---:" for column in COLUMNS]
     for prediction in found:
         lines += [f"### {prediction.model}", "", prediction.headline(setting), ""]
+        if prediction.outside:
+            lines += [prediction.outside, ""]
         if prediction.rows:
             rows = [row.texts(setting) for row in prediction.rows]
             for texts in (COLUMNS, rule, *rows):
@@ -184,6 +205,7 @@ def _model_json(setting: Setting, prediction: Prediction) -> dict[str, Any]:
         "parameters": prediction.parameters,
         "tied": prediction.tied,
         "base_bytes": prediction.base,
+        "linear_parameters": prediction.linear,
         "cache_bytes": prediction.cache,
         "cells": [_cell_json(setting, row) for row in prediction.rows],
         "refused": [{"recipe": name, "why": why} for name, why in prediction.refused],

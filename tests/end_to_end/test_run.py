@@ -230,9 +230,10 @@ def test_the_gate_is_used_once(project):
     assert "Fixture can only be used once" in done.stdout
 
 
-def test_an_interrupt_loses_nothing_that_was_measured(project):
+def interrupted(project, when, *options):
+    """What is printed, if Ctrl-C is pressed as soon as a line has this."""
     process = subprocess.Popen(
-        project.command("--benchmark-autosave", "-v"),
+        project.command("--benchmark-autosave", "-v", *options),
         cwd=project.path,
         env={**project.environment(), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -242,11 +243,40 @@ def test_an_interrupt_loses_nothing_that_was_measured(project):
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if "PASSED" in line:
+        if when in line:
             process.send_signal(signal.SIGINT)
             break
     seen += process.stdout.readlines()
     assert process.wait(60) == 2, "".join(seen)  # pytest's exit status for an interrupt
+    return "".join(seen)
+
+
+BEGUN = """
+import time
+import pytest
+
+class Begun:
+    least = 1
+    def batches(self):
+        print("begun", flush=True)
+        time.sleep(60)
+        yield
+
+@pytest.mark.workload("quantize")
+def test_quantize(case, benchmark, gate):
+    gate.decide(benchmark, Begun())
+"""
+
+
+def test_an_interrupt_before_anything_is_measured_saves_nothing(project):
+    (project.path / "bench/test_quantize.py").write_text(BEGUN)
+    said = interrupted(project, "begun", "-s")
+    assert not project.saved()
+    assert "parquet" not in said
+
+
+def test_an_interrupt_loses_nothing_that_was_measured(project):
+    interrupted(project, "PASSED")
     (saved,) = project.saved()
     assert "quantize[llama-tiny-hqq-w8g64]" in records(saved)
     assert saved.with_suffix(".parquet").exists()

@@ -233,6 +233,47 @@ def test_the_table(predict, config):
     assert len(numbers) > 60
 
 
+EXPERTS = {
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 16,
+    "tie_word_embeddings": False,
+}
+
+
+def test_a_model_of_experts_says_how_much_no_method_touches(predict, config):
+    """By hand: 16 experts of three matrices of 128 x 256 in each layer."""
+    (model,) = json.loads(predict("--config", config(**EXPERTS), "--json").stdout)["models"]
+    experts = model["parameters"] - model["linear_parameters"]
+    assert experts >= TINY["num_hidden_layers"] * 16 * 3 * 128 * 256
+    share = f"{100 * experts / model['parameters']:.0f} % of its parameters are in no linear layer"
+    assert share in predict("--config", config(**EXPERTS)).stdout
+    assert "in no linear layer" not in predict("--config", config()).stdout
+
+
+def test_a_classifier_keeps_nothing_of_tokens(predict, config):
+    path = config(architectures=["LlamaForSequenceClassification"])
+    assert "; no key-value cache" in predict("--config", path).stdout
+
+
+def test_what_is_asked_for_twice_is_there_once(predict, config):
+    done = predict(
+        "--config", config(), "--recipe", "nf4", "--recipe", "bitsandbytes-nf4", "--json"
+    )
+    assert list(cells(done)) == ["bitsandbytes-nf4"]
+    (model,) = json.loads(done.stdout)["models"]
+    assert len(model["cells"]) == 1
+
+
+def test_a_model_without_linear_layers_says_so(predict, tmp_path):
+    """GPT-2's are transformers' Conv1D."""
+    sizes = {"vocab_size": 64, "n_positions": 8, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    given = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_inner": 64, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    done = predict("--config", tmp_path, "--recipe", "hqq-w4g64", status=4)
+    assert "layers: the model has no linear layer but its head" in done.stderr
+
+
 def test_markdown(predict, config):
     done = predict("--config", config(), "--recipe", "nf4", "--markdown")
     head = "| recipe | kernel | disk MiB | memory MiB | rule of thumb | with cache | fits | run |"
