@@ -151,13 +151,17 @@ def predict(
             rows.sort(key=lambda row: row.footprint.size.disk)
         element = element_bytes(setting.dtype)
         cache = None if shapes.cache is None else cache_bytes(shapes.cache, context, batch, element)
-        if shapes.file is not None and shapes.file.task != "causal-lm":
-            cache = 0
-        linear = sum(one.out_features * one.in_features for one in shapes.linears)
         base = base_bytes(shapes, setting.dtype)
         found.append(
             report.Prediction(
-                name, shapes.parameters, base, shapes.tied, cache, linear, rows, refused
+                model=name,
+                parameters=shapes.parameters,
+                linear=shapes.linear_parameters,
+                base=base,
+                tied=shapes.tied,
+                cache=cache,
+                rows=rows,
+                refused=refused,
             )
         )
     if form == "json":

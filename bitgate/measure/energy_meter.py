@@ -236,13 +236,12 @@ def _set_up(settings: EnergySettings, device: str, grams_per_kwh: float) -> Any:
             tracker._hardware.remove(gpu)
         else:
             gpu.gpu_ids = [same_gpu(device, _uuid(device), gpu.devices.get_gpu_static_info())]
+    guessed = count_cpus() * DEFAULT_POWER_PER_CORE  # what it takes for a CPU that it does not know
     for part in tracker._hardware:
         if isinstance(part, CPU) and part.description() not in COUNTERS:
             if settings.cpu_watts is not None:
                 part._tdp, part._is_generic_tdp = settings.cpu_watts, False
-            elif (
-                part._tdp == count_cpus() * DEFAULT_POWER_PER_CORE
-            ):  # what it takes for unknown ones
+            elif part._tdp == guessed:
                 part._is_generic_tdp = True
     return tracker
 

@@ -48,7 +48,7 @@ class Footprint:
     size: Size
     base: int  #: bytes of the model as it is
     parameters: int  #: their elements, tied ones once
-    cache: int | None  #: bytes of the key-value cache; None where it is not known, or there is none
+    cache: int | None  #: bytes of the key-value cache; None where it is not known
 
     @property
     def exact(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -39,7 +41,7 @@ def unpacked(form: Form, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Q
     return QuantizedWeight(form.shape, groups, grid)
 
 
-class _Layer(nn.Module):
+class _Layer(nn.Module, ABC):
     """What a model may read of the layer that another stands for: MobileNetV2 pads by its
     convolutions' strides and sizes, if `tf_padding` is set, and DeiT asks the first one's weight
     for the dtype of its images."""
@@ -52,8 +54,9 @@ class _Layer(nn.Module):
             for name, value in form.convolution.items():
                 setattr(self, name, value)
 
+    @abstractmethod
     def quantized_weight(self) -> QuantizedWeight:
-        raise NotImplementedError
+        """The weight as codes on its grid."""
 
     @property
     def weight(self) -> Tensor:

@@ -121,7 +121,8 @@ class ModelShapes:
     model_type: str | None = None
     #: None where nothing says it, as in a lock written before it was asked for
     file: FileShapes | None = None
-    #: what attention keeps of tokens; None where nothing says it, or the model generates none
+    #: what attention keeps of tokens, nothing of a model that generates none; None where nothing
+    #: says it
     cache: tuple[CacheShape, ...] | None = None
     fixed: int = 0
     buffers: int = 0
@@ -130,6 +131,11 @@ class ModelShapes:
     def parameters(self) -> int:
         """Their elements, tied ones once."""
         return self.left(()) - self.buffers
+
+    @property
+    def linear_parameters(self) -> int:
+        """Elements of the weights of all linear layers."""
+        return sum(linear.out_features * linear.in_features for linear in self.linears)
 
     def in_dtype(self, dtype: str) -> ModelShapes:
         """The same model, its floating-point numbers in a dtype, by torch's name: types of as many
@@ -218,9 +224,9 @@ def shapes_of(module: nn.Module) -> ModelShapes:
 
 
 def _cache(module: nn.Module) -> tuple[CacheShape, ...] | None:
-    if not hasattr(module, "config") or task_of(module) != "causal-lm":
+    if not hasattr(module, "config"):
         return None
-    return caches(module.config)
+    return caches(module.config) if task_of(module) == "causal-lm" else ()
 
 
 def _file(module: nn.Module, linears: Collection[str]) -> FileShapes | None:

@@ -76,11 +76,10 @@ class Prediction:
 
     model: str
     parameters: int
+    linear: int  #: those in weights of linear layers
     base: int  #: bytes in memory
     tied: bool
     cache: int | None  #: bytes; 0 of a model that keeps nothing of tokens, None if not known
-    #: parameters in linear layers, their biases apart
-    linear: int
     rows: Sequence[Row] = ()
     #: recipes that it cannot be quantized by, and why
     refused: Sequence[tuple[str, str]] = field(default=())

@@ -9,6 +9,10 @@ import sys
 from bitgate.sources import imports
 
 
+def ran(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
 def test_the_compiler_is_not_imported_and_compile_is_as_before():
     program = (
         "import gc, sys, torch\n"
@@ -24,7 +28,7 @@ def test_the_compiler_is_not_imported_and_compile_is_as_before():
         "assert torch.compile is before\n"
         "assert 'torch._inductor.compile_fx' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = ran(program)
     assert done.returncode == 0, done.stderr
     assert "is an Enum subclass" not in done.stderr  # torch, of torchao
 
@@ -37,7 +41,7 @@ def test_who_has_switched_the_collector_off_finds_it_so():
         "import_transformers()\n"
         "assert not gc.isenabled()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = ran(program)
     assert done.returncode == 0, done.stderr
 
 
