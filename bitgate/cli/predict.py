@@ -160,6 +160,7 @@ def predict(
                 base=base,
                 tied=shapes.tied,
                 cache=cache,
+                positions=shapes.positions,
                 rows=rows,
                 refused=refused,
             )

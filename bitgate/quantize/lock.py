@@ -70,6 +70,7 @@ class LockedModel(Entry):
     )
     fixed: _Count = 0
     buffers: _Count = 0
+    positions: _Count | None = None
 
     @classmethod
     def of(cls, source: str, shapes: ModelShapes) -> LockedModel:
@@ -87,6 +88,7 @@ class LockedModel(Entry):
             cache=shapes.cache,
             fixed=shapes.fixed,
             buffers=shapes.buffers,
+            positions=shapes.positions,
         )
 
     def shapes(self) -> ModelShapes:
@@ -102,6 +104,7 @@ class LockedModel(Entry):
             cache=None if self.cache is None else tuple(CacheShape(*one) for one in self.cache),
             fixed=self.fixed,
             buffers=self.buffers,
+            positions=self.positions,
         )
 
 

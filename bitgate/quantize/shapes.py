@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bitgate.quantize.batch_norm import followers
 from bitgate.quantize.file_sizes import escaped
 from bitgate.quantize.key_values import CacheShape, caches
-from bitgate.sources.architecture import config_text, task_of
+from bitgate.sources.architecture import config_text, positions, task_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,6 +126,8 @@ class ModelShapes:
     cache: tuple[CacheShape, ...] | None = None
     fixed: int = 0
     buffers: int = 0
+    #: how many tokens it can tell the places of; None for any number, or where nothing says it
+    positions: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -220,6 +222,7 @@ def shapes_of(module: nn.Module) -> ModelShapes:
         cache=_cache(module),
         fixed=fixed,
         buffers=buffers,
+        positions=positions(module) if hasattr(module, "config") else None,
     )
 
 

@@ -80,6 +80,7 @@ class Prediction:
     base: int  #: bytes in memory
     tied: bool
     cache: int | None  #: bytes; 0 of a model that keeps nothing of tokens, None if not known
+    positions: int | None = None  #: tokens that it can tell the places of, where that is limited
     rows: Sequence[Row] = ()
     #: recipes that it cannot be quantized by, and why
     refused: Sequence[tuple[str, str]] = field(default=())
@@ -91,6 +92,8 @@ class Prediction:
         cache += "not known" if self.cache is None else f"{_mib(self.cache)} MiB"
         if self.cache == 0:
             cache = "no key-value cache"
+        elif self.positions is not None and setting.context > self.positions:
+            cache += f", though it has only {self.positions:,} positions"
         return (
             f"{self.model}: {self.parameters:,} parameters{tied}; {_mib(self.base)} MiB as it is, "
             f"in {setting.dtype}; {cache}"
@@ -206,6 +209,7 @@ def _model_json(setting: Setting, prediction: Prediction) -> dict[str, Any]:
         "base_bytes": prediction.base,
         "linear_parameters": prediction.linear,
         "cache_bytes": prediction.cache,
+        "positions": prediction.positions,
         "cells": [_cell_json(setting, row) for row in prediction.rows],
         "refused": [{"recipe": name, "why": why} for name, why in prediction.refused],
     }

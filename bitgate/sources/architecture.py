@@ -32,6 +32,9 @@ STILL_READ = {
     "torch_dtype",
 }
 
+#: what weights are saved in, by torch's names
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
 #: what transformers and torch raise of a configuration that no model can be made of
 UNUSABLE = (
     ArithmeticError,
@@ -79,10 +82,26 @@ def config_from(config: Mapping[str, Any]) -> PreTrainedConfig:
             f"config: model_type: transformers {version('transformers')} knows no {kind!r}; "
             f"{nearest(str(kind), CONFIG_MAPPING)}"
         )
+    _refuse_unknown_dtypes(fields)
     try:
         return AutoConfig.for_model(kind, **fields)
     except (*UNUSABLE, StrictDataclassError) as error:
         raise SourceError(f"config: {_last_line(error)}") from error
+
+
+def _refuse_unknown_dtypes(fields: Mapping[str, Any], where: str = "") -> None:
+    """transformers asks torch for whatever is said, in an error that names no key."""
+    import torch
+
+    for key, value in fields.items():
+        if key in PARTS and isinstance(value, Mapping):
+            _refuse_unknown_dtypes(value, f"{where}{key}.")
+        if key not in ("dtype", "torch_dtype") or not isinstance(value, str):
+            continue
+        if not isinstance(getattr(torch, value, None), torch.dtype):
+            raise SourceError(
+                f"config: {where}{key}: torch knows no {value!r}; {nearest(value, DTYPES)}"
+            )
 
 
 def _last_line(error: Exception) -> str:
@@ -261,6 +280,27 @@ def task_of(module: nn.Module) -> Task:
 def task_called(classes: str) -> Task:
     """What models of these classes are asked."""
     return next((task for task, head in HEADS.items() if head in classes), "causal-lm")
+
+
+def positions(module: Any) -> int | None:
+    """How many tokens a model can tell the places of; None for any number.
+
+    Where its positions count from behind the one of padding, as in RoBERTa, that and all before are
+    none.
+    """
+    import torch
+
+    keys = ("max_position_embeddings", "n_positions")
+    configs = (module.config, module.config.get_text_config())
+    found = [getattr(config, key, None) for config in configs for key in keys]
+    found += [
+        part.num_embeddings - part.padding_idx - 1
+        for name, part in module.named_modules()
+        if isinstance(part, torch.nn.Embedding)
+        and name.endswith("position_embeddings")
+        and part.padding_idx is not None
+    ]
+    return min((one for one in found if isinstance(one, int) and one > 0), default=None)
 
 
 #: what a configuration says of where it was read from, and in which dtype the weights are there

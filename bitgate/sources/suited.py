@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bitgate.catalog import LabelledDataset
+from bitgate.sources.architecture import positions
 from bitgate.sources.errors import SourceError, blaming
 from bitgate.sources.labelled import LabelledItems
 
@@ -86,29 +87,9 @@ def _refuse_other_classes(model: str, config: Any, classes: tuple[str, ...]) -> 
 
 
 def _refuse_longer(model: str, module: nn.Module, dataset: LabelledDataset) -> None:
-    positions = _positions(module)
-    if positions is not None and dataset.longest > positions:
+    most = positions(module)
+    if most is not None and dataset.longest > most:
         raise SourceError(
-            f"longest: {dataset.longest} tokens of a text are more than the {positions} positions "
-            f"of {model}; give at most {positions}"
+            f"longest: {dataset.longest} tokens of a text are more than the {most} positions "
+            f"of {model}; give at most {most}"
         )
-
-
-def _positions(module: Any) -> int | None:
-    """How many tokens a model can tell the places of; None for any number.
-
-    Where its positions count from behind the one of padding, as in RoBERTa, that and all before are
-    none.
-    """
-    import torch
-
-    keys = ("max_position_embeddings", "n_positions")
-    found = [getattr(module.config, key, None) for key in keys]
-    found += [
-        part.num_embeddings - part.padding_idx - 1
-        for name, part in module.named_modules()
-        if isinstance(part, torch.nn.Embedding)
-        and name.endswith("position_embeddings")
-        and part.padding_idx is not None
-    ]
-    return min((one for one in found if isinstance(one, int) and one > 0), default=None)

@@ -150,6 +150,7 @@ def test_what_else_a_file_holds_comes_back_and_old_locks_do_not_say_it(llama):
     assert again.shapes() == shapes
     assert again.shapes().file.config == shapes.file.config > 500
     assert [(one.numbers, one.window) for one in again.shapes().cache] == [(256, None)]
+    assert again.shapes().positions == shapes.positions > 0
     old = LockedModel.of("x", replace(shapes, file=None, cache=None))
     assert old.shapes().file is old.shapes().cache is None
 

@@ -256,6 +256,25 @@ def test_a_classifier_keeps_nothing_of_tokens(predict, config):
     assert "; no key-value cache" in predict("--config", path).stdout
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
+def test_a_context_of_more_tokens_than_there_are_positions(predict, config, kind):
+    """Of any architecture, whatever its configuration calls them."""
+    path = config(
+        model_type=kind,
+        architectures=None,
+        n_positions=100 if kind == "gpt2" else None,
+        max_position_embeddings=None if kind == "gpt2" else 100,
+        head_dim=32,
+        **dict.fromkeys(("n_embd", "n_layer", "n_head"), 4 if kind == "gpt2" else None),
+    )
+    for context in (100, 101):
+        done = predict("--config", path, "--context", str(context), "--markdown")
+        assert f"key-value cache of 1 x {context} tokens" in done.stdout
+        assert (", though it has only 100 positions" in done.stdout) == (context > 100)
+    done = predict("--config", path, "--json")
+    assert json.loads(done.stdout)["models"][0]["positions"] == 100
+
+
 def test_what_is_asked_for_twice_is_there_once(predict, config):
     done = predict(
         "--config", config(), "--recipe", "nf4", "--recipe", "bitsandbytes-nf4", "--json"
@@ -397,7 +416,12 @@ def test_the_bits_that_a_rule_of_thumb_takes(recipe, bits):
         ({"hidden_act": "foo"}, "knows no 'foo'"),
         ({"rope_scaling": {"rope_type": "zzz"}}, "rope_parameters.rope_type: transformers"),
         ({"pad_token_id": 500}, "pad_token_id: 500 is outside of the vocabulary"),
-        ({"torch_dtype": "zzz"}, "module 'torch' has no attribute 'zzz'"),
+        ({"dtype": "float61"}, " dtype: torch knows no 'float61'; did you mean 'float"),
+        ({"torch_dtype": "zzz"}, " torch_dtype: torch knows no 'zzz'; there is bfloat16, "),
+        (
+            {"model_type": "llava", "text_config": {**TINY, "dtype": "flaot32"}},
+            "text_config.dtype: torch knows no 'flaot32'; did you mean 'float32'?",
+        ),
         (
             {"quantization_config": 5},
             "transformers can make no llama of it: AttributeError: 'int' object has no attribute",
