@@ -29,9 +29,10 @@ def busy(seconds):
 
 def test_constant_memory_is_power_times_time():
     settings = EnergySettings(ram_watts=30.0, cpu_watts=1e-6, grams_per_kwh=500.0)
-    found = EnergyMeter(settings, "cpu").measure(lambda: sleep(1.0))
+    meter, start = EnergyMeter(settings, "cpu"), monotonic()
+    found = meter.measure(lambda: sleep(1.0))
     assert found.kwh == pytest.approx(30 * found.seconds / 3.6e6, rel=0.15)
-    assert found.seconds == pytest.approx(1.0, rel=0.2)
+    assert 1.0 <= found.seconds <= monotonic() - start
     assert found.kg_co2eq == pytest.approx(found.kwh * 0.5)
 
 

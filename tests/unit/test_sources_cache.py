@@ -96,9 +96,14 @@ def test_a_cache_that_cannot_be_written_is_explained(tmp_path, monkeypatch):
 
 
 BUILDER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from bitgate.sources.cache import once
+
+with Path(sys.argv[1]).open("a") as log:
+    log.write(f"{os.getpid()}\\n")
+while len(Path(sys.argv[1]).read_text().splitlines()) < 2:
+    time.sleep(0.001)  # neither begins before the other is there
 
 def build(folder):
     with Path(sys.argv[1]).open("a") as log:
@@ -117,7 +122,8 @@ def test_two_processes_build_once(tmp_path):
     processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [out for out, _ in outputs] == ["whole\n", "whole\n"]
-    assert log.read_text() == "built\n"
+    pids = {str(process.pid) for process in processes}
+    assert sorted(log.read_text().split()) == [*sorted(pids), "built"]
     assert "waiting for another process" in outputs[0][1] + outputs[1][1]
 
 
