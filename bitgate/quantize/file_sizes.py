@@ -42,19 +42,25 @@ def _sizes(stored: Stored) -> tuple[int, int]:
     return math.prod(stored.shape) * TYPES[stored.dtype], entry
 
 
-def header_bytes(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> int:
-    """Of a safetensors file, the length in front of the header included.
+def laid_out(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> tuple[int, int]:
+    """Bytes of a safetensors file: of its header, the length in front of it included, and of its
+    tensors.
 
     Its text is added up and not written: for a model of billions of parameters that is some
     thousand entries, and there are many recipes to be asked for.
     """
     length = len(_compact({"__metadata__": dict(metadata)}))
-    end = 0
-    for name in sorted(tensors, key=lambda name: (-ORDER[tensors[name].dtype], name)):
-        size, entry = _sizes(tensors[name])
-        begin, end = end, end + size
-        length += len(",") + escaped(name) + entry + len(f"{begin}{end}")
-    return LENGTH + -(-length // ALIGNMENT) * ALIGNMENT
+    names: dict[str, list[str]] = {}
+    for name, stored in tensors.items():
+        names.setdefault(stored.dtype, []).append(name)
+    end, digits = 0, len("0")
+    for dtype in sorted(names, key=ORDER.__getitem__, reverse=True):
+        for name in sorted(names[dtype]):
+            size, entry = _sizes(tensors[name])
+            end += size
+            begin, digits = digits, len(str(end))
+            length += len(",") + escaped(name) + entry + begin + digits
+    return LENGTH + -(-length // ALIGNMENT) * ALIGNMENT, end
 
 
 def _compact(value: object) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from bitgate import kernels
 from bitgate.quantize import QuantizeError, Size
@@ -126,7 +126,7 @@ def stored(form: Form, integers: bool, floats: str, bias: bool) -> StoredLayer:
         parts["zero"] = Stored("U8", (packed_size(form.groups, form.bits),))
     if integers:
         parts |= {"input": Stored("F32", (2,)), "output": Stored("F32", (2,))}
-    return StoredLayer(parts, asdict(form), ("I32" if integers else floats) if bias else None)
+    return StoredLayer(parts, vars(form), ("I32" if integers else floats) if bias else None)
 
 
 def _packed_bytes(form: Form, element: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitgate.catalog import Recipe
 from bitgate.quantize import Size
-from bitgate.quantize.file_sizes import FLOATS, TYPES, Stored, header_bytes
+from bitgate.quantize.file_sizes import FLOATS, TYPES, Stored, laid_out
 from bitgate.quantize.shapes import FileShapes, ModelShapes
 
 
@@ -70,8 +70,8 @@ def predicted_size(
         next(name for name, kind in FLOATS.items() if kind == floats),
         "-" * shapes.file.config,  # of which only the length is known
     )
-    header = header_bytes(stored, metadata)
-    return Size(header + sum(tensor.bytes for tensor in stored.values()), memory, header)
+    header, tensors = laid_out(stored, metadata)
+    return Size(header + tensors, memory, header)
 
 
 def float_type(shapes: ModelShapes, element: int) -> str:

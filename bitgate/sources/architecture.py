@@ -327,15 +327,19 @@ def skeleton(config: PreTrainedConfig, task: Task = "causal-lm") -> nn.Module:
     import torch
 
     with torch.device("meta"):
-        return made(config, task)
+        return _not_filled(config, task)
 
 
 def uninitialized(config: PreTrainedConfig, dtype: Any, task: Task = "causal-lm") -> nn.Module:
     """The model on the CPU with whatever its memory held; its buffers are computed."""
+    return _not_filled(config, task, dtype=dtype)
+
+
+def _not_filled(config: PreTrainedConfig, task: Task, **options: Any) -> Any:
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        module = made(config, task, dtype=dtype)
+        module: Any = made(config, task, **options)
     module.tie_weights()  # skipped together with the initialization
     return module
 
