@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from copy import deepcopy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -397,7 +398,7 @@ HALVES = Grouping(64, 128, 8, 64, 1)
         ("cpu", [GOOD, EIGHT, HALVES, ODD], "cpu-int4+cpu-int8+cpu-int4x2+dequantize"),
         ("cpu", [HALVES], "cpu-int4x2"),
         ("cpu", [ODD], REFERENCE),
-        ("cuda:0", [GOOD, HALVES], REFERENCE),
+        ("cuda:0", [GOOD, HALVES], "gemlite" if find_spec("gemlite") else REFERENCE),
     ],
 )
 def test_the_choice_for_each_layer(device, layers, chosen):
